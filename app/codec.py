@@ -1,0 +1,121 @@
+"""The JSON of POST /predict: bytes into named tensors, named tensors into bytes.  It knows nothing of queues.
+
+    {"instances": [row, …]}            → {"predictions": [row, …]}
+    {"inputs": {name: rows}}           → {"outputs": {name: rows}}
+    {name: value, …}, one row          → {name: value, …}
+
+NaN, Infinity and -Infinity are read and written, as Python's json module spells them.  Bytes that are not UTF-8 are
+{"b64": "…"}, both ways.
+
+Runs in:  worker.
+Shapes:   tensors are (rows, *spec.shape).
+Raises:   DecodeError, SignatureMismatch.
+"""
+
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import orjson
+
+from serving.errors import DecodeError
+from serving.signature import Signature
+from serving.task import Tensor, Tensors
+
+Encode = Callable[[Tensors], bytes]
+_FORMS = ("instances", "inputs")
+
+
+def decode(body: bytes, signature: Signature) -> tuple[Tensors, Encode]:
+    """The inputs in a body, and how to encode the outputs in the same form."""
+    value = _load(body)
+    if not isinstance(value, dict):
+        kind = "a list" if isinstance(value, list) else "a bare value"
+        raise DecodeError(
+            f"the body is {kind}; expected an object: "
+            '{"instances": [row, …]}, {"inputs": {name: rows}} or {name: value} for one row'
+        )
+    booleans = b"true" in body or b"false" in body
+    form = [key for key in _FORMS if key in value]
+    if not form:
+        return signature.instance(value, booleans), _encode_instance
+    others = [key for key in value if key != form[0]]
+    if others:
+        raise DecodeError(
+            f"the body has {form[0]!r} and {', '.join(repr(key[:64]) for key in others[:5])} beside it; "
+            "it is one of three forms: 'instances', 'inputs', or the inputs of one row by name"
+        )
+    if form[0] == "instances":
+        return signature.instances(value["instances"], booleans), _encode_instances
+    return signature.columns(value["inputs"], booleans), _encode_columns
+
+
+def _load(body: bytes) -> Any:
+    if not body:
+        raise DecodeError('the body is empty; expected JSON, for example {"instances": [row, …]}')
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return _load_slowly(body)
+
+
+def _load_slowly(body: bytes) -> Any:
+    # NaN and Infinity, or a body that is wrong: the standard library tells both, and where
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"the body is not UTF-8: {error.reason} at offset {error.start}") from None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        offset = len(text[: error.pos].encode())
+        raise DecodeError(f"the body is not JSON: {error.msg} at offset {offset}") from None
+    except RecursionError:
+        raise DecodeError("the body is nested too deep") from None
+    except ValueError as error:
+        raise DecodeError(f"the body holds a number that cannot be read: {error}") from None
+
+
+def _encode_instances(outputs: Tensors) -> bytes:
+    columns = [(name, _values(tensor)) for name, tensor in outputs.items()]
+    if len(columns) == 1:
+        return _dump({"predictions": columns[0][1]}, outputs)
+    rows = range(len(columns[0][1]))
+    return _dump({"predictions": [{name: column[row] for name, column in columns} for row in rows]}, outputs)
+
+
+def _encode_columns(outputs: Tensors) -> bytes:
+    return _dump({"outputs": {name: _values(tensor) for name, tensor in outputs.items()}}, outputs)
+
+
+def _encode_instance(outputs: Tensors) -> bytes:
+    return _dump({name: _values(tensor)[0] for name, tensor in outputs.items()}, outputs)
+
+
+def _values(tensor: Tensor) -> Any:
+    """What orjson writes as it stands, or nested lists where it cannot."""
+    if tensor.dtype.kind == "O":
+        texts = np.empty(tensor.shape, object)
+        for index, item in enumerate(tensor.flat):
+            texts.flat[index] = _text(item)
+        return texts.tolist()
+    if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+        # by way of text, so that a float32 keeps its short form
+        return tensor.astype(str).astype(float).tolist()
+    return tensor
+
+
+def _text(item: bytes) -> str | dict[str, str]:
+    try:
+        return item.decode()
+    except UnicodeDecodeError:
+        return {"b64": base64.b64encode(item).decode()}
+
+
+def _dump(value: dict[str, Any], outputs: Tensors) -> bytes:
+    if all(tensor.dtype.kind != "f" or np.isfinite(tensor).all() for tensor in outputs.values()):
+        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    # orjson writes NaN as null
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=np.ndarray.tolist).encode()

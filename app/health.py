@@ -1,0 +1,45 @@
+"""Health: is the process up, can it predict.
+
+nginx sends these to a worker of their own, which never waits behind a prediction.
+
+Runs in:  worker.
+"""
+
+import orjson
+from flask import Blueprint, Response
+
+from serving.store import Board, State
+
+
+def blueprint(board: Board) -> Blueprint:
+    """GET /healthz and GET /readyz."""
+    health = Blueprint("health", __name__)
+
+    @health.get("/healthz")
+    def healthz() -> Response:
+        return _json(200, {"status": "up"})
+
+    @health.get("/readyz")
+    def readyz() -> Response:
+        replicas = board.statuses()
+        card = board.card()
+        ready = sum(replica.ready for replica in replicas)
+        # nothing has ever been ready, and nobody expects it to become so
+        failed = not ready and all(
+            record.state is State.FAILED and not record.ever_ready for record in board.records
+        )
+        status = {
+            "status": "ready" if ready else "failed" if failed else "not ready",
+            "ready_replicas": ready,
+            "model": card.as_dict() if card else None,
+            "replicas": [replica.as_dict() for replica in replicas],
+        }
+        return _json(200 if ready else 503, status)
+
+    return health
+
+
+def _json(status: int, value: object) -> Response:
+    response = Response(orjson.dumps(value), status, mimetype="application/json")
+    response.headers["Cache-Control"] = "no-store"
+    return response

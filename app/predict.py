@@ -1,0 +1,132 @@
+"""POST /predict: decode and check, offer, await, encode.
+
+Runs in:  worker.
+Units:    seconds, absolute, time.monotonic(); Server-Timing and X-Request-Timeout-Ms in milliseconds.
+"""
+
+import logging
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from app import codec, problems
+from serving.errors import (
+    ClientError,
+    DecodeError,
+    EngineError,
+    FrameTooLarge,
+    ModelLoading,
+    ServingError,
+    UnsupportedMedia,
+)
+from serving.settings import Settings
+from serving.store import Board
+from serving.task import Reply, Task
+from serving.transport import Transport
+from serving.wire import decode_reply, encode_task
+
+# status line, headers, body
+Answer = tuple[str, list[tuple[str, str]], bytes]
+
+log = logging.getLogger("muleteer.predict")
+
+
+class Predict:
+    """The one function behind both doors, the Flask view and the WSGI short cut."""
+
+    def __init__(self, settings: Settings, transport: Transport, board: Board) -> None:
+        self._settings = settings
+        self._transport = transport
+        self._board = board
+
+    def answer(self, environ: Mapping[str, Any]) -> Answer:
+        """The answer to one request, whatever happens to it."""
+        start = time.monotonic()
+        fresh = uuid.uuid4()
+        request_id = problems.request_id(environ, fresh)
+        try:
+            return self._predict(environ, start, fresh.bytes, request_id)
+        except ServingError as error:
+            return _refusal(error, request_id)
+        except Exception:
+            log.exception("request=%s the handler failed", request_id)
+            return _refusal(ServingError("the server failed; the log has more under this request id"), request_id)
+
+    def _predict(self, environ: Mapping[str, Any], start: float, uuid: bytes, request_id: str) -> Answer:
+        card = self._board.card()
+        if card is None:
+            raise ModelLoading("no replica has loaded the model yet; /readyz shows how far they are")
+        deadline = start + self._timeout_s(environ)
+        inputs, encode = codec.decode(self._body(environ), card.signature)
+        rows = card.signature.rows(inputs)
+        if rows > self._settings.max_request_rows:
+            raise FrameTooLarge(
+                f"the body has {rows} rows and the limit is {self._settings.max_request_rows}:"
+                " max_request_rows in uwsgi.ini; send them in several requests"
+            )
+        seat = self._transport.seat()
+        offered = time.monotonic()
+        self._transport.offer(encode_task(Task(uuid, request_id, seat, offered, deadline, rows, inputs)), seat)
+        reply = decode_reply(self._transport.await_reply(uuid, seat, deadline))
+        if reply.error is not None:
+            raise reply.error
+        replied = time.monotonic()
+        body = encode(reply.outputs)
+        return (
+            "200 OK",
+            [
+                ("Content-Type", "application/json"),
+                ("Content-Length", str(len(body))),
+                ("X-Request-ID", request_id),
+                ("X-Model-Version", str(reply.version)),
+                ("Server-Timing", _server_timing(offered - start, reply, time.monotonic() - replied)),
+            ],
+            body,
+        )
+
+    def _timeout_s(self, environ: Mapping[str, Any]) -> float:
+        limit: int = self._settings.deadline_ms
+        text = environ.get("HTTP_X_REQUEST_TIMEOUT_MS")
+        if text:
+            # nine digits are eleven days, and more than any deadline_ms
+            if not (text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) > 0):
+                raise ClientError(f"X-Request-Timeout-Ms is {text[:32]!r}; expected a whole number of milliseconds")
+            limit = min(limit, int(text))
+        return limit / 1000
+
+    def _body(self, environ: Mapping[str, Any]) -> bytes:
+        coding = environ.get("HTTP_CONTENT_ENCODING", "")
+        if coding not in ("", "identity"):
+            raise UnsupportedMedia(f"Content-Encoding is {coding[:32]!r}; send the body as it is")
+        text = environ.get("CONTENT_LENGTH") or "0"
+        if not text.isdecimal():
+            raise DecodeError(f"Content-Length is {text[:32]!r}; expected a number of bytes")
+        size, limit = int(text), self._settings.max_body_bytes
+        if size > limit:
+            raise FrameTooLarge(f"the body has {size} bytes and the limit is {limit}: max_body_bytes in uwsgi.ini")
+        body: bytes = environ["wsgi.input"].read(size) if size else b""
+        if len(body) < size:
+            raise DecodeError(f"the body ends after {len(body)} of {size} bytes")
+        return body
+
+
+def _server_timing(decode_s: float, reply: Reply, encode_s: float) -> str:
+    return (
+        f"decode;dur={decode_s * 1000:.3f}, queue;dur={reply.queue_ms:.3f}, "
+        f"predict;dur={reply.predict_ms:.3f}, encode;dur={encode_s * 1000:.3f}"
+    )
+
+
+def _refusal(error: ServingError, request_id: str) -> Answer:
+    body = problems.of_error(error, request_id)
+    headers = [
+        ("Content-Type", problems.MEDIA_TYPE),
+        ("Content-Length", str(len(body))),
+        ("X-Request-ID", request_id),
+    ]
+    if error.retry_after_s is not None:
+        headers.append(("Retry-After", str(error.retry_after_s)))
+    if isinstance(error, EngineError):
+        log.info("request=%s answered %d %s", request_id, error.status, error.code)
+    return problems.status_line(error.status), headers, body

@@ -1,0 +1,69 @@
+"""Problem bodies (RFC 9457) and request ids.
+
+Runs in:  worker.
+"""
+
+import re
+import uuid
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
+
+from serving.errors import ServingError
+
+MEDIA_TYPE = "application/problem+json"
+# nginx.conf has the same pattern: what it lets pass is kept, anything else gets an id of our own
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:+=@-]{1,64}")
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def request_id(environ: Mapping[str, Any], fresh: uuid.UUID | None = None) -> str:
+    """What the client (or nginx) calls this request, or a fresh UUID."""
+    given = environ.get("HTTP_X_REQUEST_ID", "")
+    return given if _REQUEST_ID.fullmatch(given) else str(fresh or uuid.uuid4())
+
+
+def status_line(status: int) -> str:
+    return f"{status} {HTTPStatus(status).phrase}"
+
+
+def body(status: int, code: str, title: str, detail: str, request_id: str) -> bytes:
+    """One problem as JSON."""
+    problem = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "code": code,
+        "detail": detail,
+        "request_id": request_id,
+    }
+    return orjson.dumps(problem)
+
+
+def of_error(error: ServingError, request_id: str) -> bytes:
+    """The problem body of an error of ours."""
+    return body(error.status, error.code, error.title, str(error), request_id)
+
+
+def register(app: Flask) -> None:
+    """Answer what Flask itself refuses with a problem body."""
+
+    @app.errorhandler(HTTPException)
+    def problem(error: HTTPException) -> Response:
+        status = error.code or 500
+        id = request_id(request.environ)
+        response = error.get_response(request.environ)
+        code = _CODES.get(status, "bad_request" if status < 500 else "internal")
+        detail = {
+            404: f"there is nothing at {request.path}; predictions are POST /predict",
+            405: f"{request.method} is not for {request.path}; it takes {response.headers.get('Allow', 'others')}",
+        }.get(status, error.description or error.name)
+        answer = Response(body(status, code, error.name, detail, id), status, mimetype=MEDIA_TYPE)
+        answer.headers["X-Request-ID"] = id
+        if "Allow" in response.headers:
+            answer.headers["Allow"] = response.headers["Allow"]
+        return answer

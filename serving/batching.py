@@ -1,0 +1,58 @@
+"""Batches: the tasks of one predict, counted in rows.
+
+Runs in:  mule.
+Shapes:   tensors are (rows, *shape); tasks are merged along the rows.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from serving.task import Task, Tensors
+
+Batch = list[Task]
+
+
+def group(tasks: list[Task]) -> list[Batch]:
+    """The tasks that can be merged, in the order of their first: same names, dtypes and shapes of one row."""
+    if len(tasks) == 1:
+        return [tasks]
+    batches: dict[tuple[object, ...], Batch] = {}
+    for task in tasks:
+        key = tuple((name, tensor.dtype, tensor.shape[1:]) for name, tensor in task.inputs.items())
+        batches.setdefault(key, []).append(task)
+    return list(batches.values())
+
+
+def merge(batch: Batch) -> Tensors:
+    """The inputs of all tasks, one after the other."""
+    if len(batch) == 1:
+        return batch[0].inputs
+    return {name: np.concatenate([task.inputs[name] for task in batch]) for name in batch[0].inputs}
+
+
+def slices(inputs: Tensors, rows: int, max_batch_rows: int) -> Iterator[Tensors]:
+    """The inputs in slices of at most max_batch_rows."""
+    if rows <= max_batch_rows:
+        yield inputs
+        return
+    for start in range(0, rows, max_batch_rows):
+        yield {name: tensor[start : start + max_batch_rows] for name, tensor in inputs.items()}
+
+
+def join(parts: list[Tensors]) -> Tensors:
+    """The outputs of all slices, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def split(outputs: Tensors, batch: Batch) -> Iterator[Tensors]:
+    """The outputs of each task."""
+    if len(batch) == 1:
+        yield outputs
+        return
+    start = 0
+    for task in batch:
+        yield {name: tensor[start : start + task.rows] for name, tensor in outputs.items()}
+        start += task.rows

@@ -1,0 +1,135 @@
+"""Every error a request can end in, with its HTTP status and its stable code.
+
+    ServingError                500 internal
+    ├─ ClientError              400
+    │  ├─ DecodeError           400 bad_body
+    │  ├─ SignatureMismatch     400 signature
+    │  ├─ FrameTooLarge         413 too_large
+    │  └─ UnsupportedMedia      415 media_type
+    ├─ Unavailable              503, with Retry-After
+    │  ├─ QueueFull             503 queue_full
+    │  └─ ModelLoading          503 model_loading
+    ├─ DeadlineExceeded         504 deadline
+    └─ EngineError              500 engine
+       └─ ReplyTooLarge         500 reply_too_large
+
+Two more end a process, never a request: SettingsError (it refuses to start) and ModelError (the model folder cannot
+be served, and trying again would not help).
+
+Runs in:  both.
+"""
+
+from typing import ClassVar
+
+
+class ServingError(Exception):
+    """The root; by itself, a fault of the server."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+    retry_after_s: ClassVar[int | None] = None
+
+
+class ClientError(ServingError):
+    """The request is wrong: sending it again as it is cannot help."""
+
+    status = 400
+    code = "bad_request"
+    title = "Bad request"
+
+
+class DecodeError(ClientError):
+    """The body is not what its dialect says it is."""
+
+    code = "bad_body"
+    title = "The body cannot be read"
+
+
+class SignatureMismatch(ClientError):
+    """The body was read, and is not what the model takes."""
+
+    code = "signature"
+    title = "The input does not fit the model"
+
+
+class FrameTooLarge(ClientError):
+    """The body, its rows or its frame are over a limit."""
+
+    status = 413
+    code = "too_large"
+    title = "The request is too large"
+
+
+class UnsupportedMedia(ClientError):
+    """The body is encoded in a way that is not spoken here."""
+
+    status = 415
+    code = "media_type"
+    title = "The encoding of the body is not supported"
+
+
+class Unavailable(ServingError):
+    """Not now: the same request may succeed later."""
+
+    status = 503
+    code = "unavailable"
+    title = "Not available now"
+    retry_after_s = 1
+
+
+class QueueFull(Unavailable):
+    """Every slot of the queue is taken."""
+
+    code = "queue_full"
+    title = "The queue is full"
+
+
+class ModelLoading(Unavailable):
+    """No replica has loaded the model yet."""
+
+    code = "model_loading"
+    title = "The model is being loaded"
+    retry_after_s = 2
+
+
+class DeadlineExceeded(ServingError):
+    """No reply came before the deadline."""
+
+    status = 504
+    code = "deadline"
+    title = "The deadline has passed"
+
+
+class EngineError(ServingError):
+    """The model raised, or returned what its signature does not promise."""
+
+    code = "engine"
+    title = "The model failed"
+
+
+class ReplyTooLarge(EngineError):
+    """The reply does not fit a block of the cache."""
+
+    code = "reply_too_large"
+    title = "The reply is too large"
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the message names the key, the value, the reason and a value that would do."""
+
+
+class ModelError(Exception):
+    """The model folder cannot be served, and trying again would not help."""
+
+
+def _tree(root: type[ServingError]) -> list[type[ServingError]]:
+    return [root, *(leaf for branch in root.__subclasses__() for leaf in _tree(branch))]
+
+
+_BY_CODE = {error.code: error for error in _tree(ServingError)}
+
+
+def by_code(code: str, detail: str) -> ServingError:
+    """The error that a replica put into a reply as code and detail."""
+    return _BY_CODE.get(code, ServingError)(detail)

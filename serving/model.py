@@ -1,0 +1,147 @@
+"""A model folder: which version is served, what model.toml says of it, and the card a replica publishes of it.
+
+A folder holds the model itself, or version folders as TensorFlow Serving has them (`1/`, `2/`: the highest is served).
+Nothing here imports an ML framework: what the files mean is for mules/engines/.
+
+Runs in:  both; the version is chosen before the fork, so that all replicas serve the same.
+Raises:   ModelError, in one sentence.
+"""
+
+import json
+import tomllib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from serving.errors import ModelError, SignatureMismatch
+from serving.signature import Signature, TensorSpec
+from serving.task import Tensors
+
+_KEYS = {
+    "name": str,
+    "engine": str,
+    "signature": str,
+    "sample": str,
+    "max_batch_rows": int,
+    "inputs": dict,
+    "outputs": dict,
+}
+_MAX_NAME_BYTES = 128
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """One version of a model on disk."""
+
+    name: str
+    version: int
+    path: Path  # where the model's files are
+    root: Path  # where model.toml and the sample are looked for, after path
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def find(cls, root: Path) -> "ModelFolder":
+        """The version to serve, the highest there is."""
+        root = Path(root)
+        if not root.is_dir():
+            reason = "is not a folder" if root.exists() else "does not exist"
+            raise ModelError(f"the model folder {root} {reason}; set MODEL to a folder that holds a model")
+        versions = [int(folder.name) for folder in root.iterdir() if folder.name.isdecimal() and folder.is_dir()]
+        version = max(versions, default=1)
+        path = root / _folder_name(root, version) if versions else root
+        if not any(path.iterdir()):
+            raise ModelError(f"the model folder {path} is empty; it needs a SavedModel, a .keras file or a model.py")
+        options = _read_options(path, root)
+        return cls(options.get("name", root.resolve().name), version, path, root, options)
+
+    def declared(self, table: str) -> tuple[TensorSpec, ...] | None:
+        """The inputs or outputs that model.toml declares, None when it does not."""
+        return specs(self.options.get(table), f"model.toml [{table}]")
+
+    def sample(self, signature: Signature) -> Tensors:
+        """One row to warm up with: the sample of the folder, or zeros."""
+        file = self.sample_file()
+        if file is None:
+            return signature.zeros()
+        try:
+            value = json.loads(file.read_bytes())
+            if not isinstance(value, dict):
+                raise ModelError(f"{file}: a sample is one JSON object, {{input name: value}}")
+            return signature.instance(value)
+        except (ValueError, RecursionError, SignatureMismatch) as error:
+            raise ModelError(f"{file}: {error}") from error
+
+    def sample_file(self) -> Path | None:
+        """The file that holds one instance, {input name: value}, or None."""
+        name = self.options.get("sample", "sample.json")
+        for folder in (self.path, self.root):
+            if (folder / name).is_file():
+                return folder / name
+        if "sample" in self.options:
+            raise ModelError(f"model.toml says sample = {name!r}, and there is no such file in {self.root}")
+        return None
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What workers and operators have to know of the model that replicas have loaded."""
+
+    name: str
+    version: int
+    engine: str
+    signature: Signature
+    max_batch_rows: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> "ModelCard":
+        inputs, outputs = (
+            tuple(TensorSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in value["signature"][side])
+            for side in ("inputs", "outputs")
+        )
+        return cls(**{**value, "signature": Signature(inputs, outputs)})
+
+
+def specs(table: object, where: str) -> tuple[TensorSpec, ...] | None:
+    """The specs of {name: "dtype[sizes]"}, None for None."""
+    if table is None:
+        return None
+    if not isinstance(table, dict) or not table:
+        raise ModelError(f'{where}: expected names with their types, for example image = "float32[8, 8]"')
+    try:
+        return tuple(TensorSpec.parse(_checked(name), str(text)) for name, text in table.items())
+    except ValueError as error:
+        raise ModelError(f"{where}: {error}") from error
+
+
+def _checked(name: object) -> str:
+    if not isinstance(name, str) or not 0 < len(name.encode()) <= _MAX_NAME_BYTES:
+        raise ValueError(f"{name!r} is no name of 1 to {_MAX_NAME_BYTES} bytes")
+    return name
+
+
+def _folder_name(root: Path, version: int) -> str:
+    # 7, or 007 as some exporters write it
+    return next(
+        folder.name for folder in sorted(root.iterdir()) if folder.name.isdecimal() and int(folder.name) == version
+    )
+
+
+def _read_options(*folders: Path) -> dict[str, Any]:
+    file = next((folder / "model.toml" for folder in folders if (folder / "model.toml").is_file()), None)
+    if file is None:
+        return {}
+    try:
+        options = tomllib.loads(file.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{file}: {error}") from error
+    for key, value in options.items():
+        if key not in _KEYS:
+            raise ModelError(f"{file}: {key!r} is not one of {', '.join(_KEYS)}")
+        if not isinstance(value, _KEYS[key]) or isinstance(value, bool):
+            raise ModelError(f"{file}: {key} = {value!r} is not a {_KEYS[key].__name__}")
+    if options.get("max_batch_rows", 1) < 1:
+        raise ModelError(f"{file}: max_batch_rows = {options['max_batch_rows']} must be 1 or more")
+    return options

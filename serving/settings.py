@@ -1,0 +1,246 @@
+"""All settings: one frozen object, read from uwsgi.ini and the environment, and checked before anything starts.
+
+`[uwsgi]` is read as uWSGI reads it (if-env, if-not-env, endif, %(_), $(NAME)); `[serving]` is the model server's own,
+and SERVING_<NAME> in the environment overrides one of its keys (MODEL is short for SERVING_MODEL).
+
+Runs in:  both, and in the supervisor before them.
+Units:    in the names: _ms, _s, _bytes, _rows.
+Raises:   SettingsError, which names the key, the value, the reason and a value that would do.
+"""
+
+import difflib
+import mmap
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from serving.errors import SettingsError
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+# what queue_push keeps of a slot for itself
+QUEUE_ITEM_HEADER_BYTES = 16
+_PLACEHOLDER = re.compile(r"%\((\w+)\)|\$\((\w+)\)")
+
+
+def _serving(default: Any, low: int | None = None) -> Any:
+    return field(default=default, metadata={"section": "serving", "low": low})
+
+
+def _uwsgi(low: int) -> Any:
+    return field(metadata={"section": "uwsgi", "low": low})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Every number of the server; no default stands anywhere else for [serving], and none at all for [uwsgi]."""
+
+    # [uwsgi]
+    processes: int = _uwsgi(2)
+    threads: int = _uwsgi(1)
+    mules: int = _uwsgi(1)
+    queue: int = _uwsgi(1)
+    queue_blocksize: int = _uwsgi(1024)
+    listen: int = _uwsgi(1)
+    worker_reload_mercy: int = _uwsgi(1)
+    mule_reload_mercy: int = _uwsgi(1)
+    cache_items: int = _uwsgi(2)
+    cache_blocksize: int = _uwsgi(1024)
+    cache_keysize: int = _uwsgi(16)
+
+    # [serving]
+    model: Path = _serving(Path("models/digits"))
+    deadline_ms: int = _serving(5000, 1)
+    max_batch_rows: int = _serving(32, 1)
+    batch_wait_ms: int = _serving(0, 0)
+    max_request_rows: int = _serving(1024, 1)
+    max_body_bytes: int = _serving(8 << 20, 1)
+    replica_threads: int = _serving(0, 0)
+    load_attempts: int = _serving(3, 1)
+    heartbeat_timeout_ms: int = _serving(3000, 1000)
+    stop_timeout_s: int = _serving(9, 1)
+    log_level: str = _serving("info")
+
+    @classmethod
+    def read(cls, file: Path, environ: Mapping[str, str] = os.environ) -> "Settings":
+        """The settings of a file under an environment, checked."""
+        sections = read_ini(file, environ)
+        values: dict[str, Any] = {}
+        values.update(_uwsgi_values(sections.get("uwsgi", {}), environ))
+        values.update(_serving_values(sections.get("serving", {}), environ))
+        settings = cls(**values)
+        settings.check()
+        return settings
+
+    @property
+    def prediction_workers(self) -> int:
+        """All worker processes but the last, which answers health alone."""
+        return self.processes - 1
+
+    @property
+    def seats(self) -> int:
+        """Places where a worker's thread can wait for a reply."""
+        return self.processes * self.threads
+
+    @property
+    def mapped_bytes(self) -> int:
+        """What the queue and the cache map, and use at the most."""
+        return self.queue * self.queue_blocksize + self.cache_items * (self.cache_blocksize + self.cache_keysize + 88)
+
+    @property
+    def threads_per_replica(self) -> int:
+        """Threads of an ML framework in each replica: the cores, shared out, unless replica_threads says otherwise."""
+        return self.replica_threads or max(1, cores() // self.mules)
+
+    def check(self) -> None:
+        """Raise SettingsError unless the settings fit each other and the machine."""
+        for setting in fields(self):
+            low, value = setting.metadata["low"], getattr(self, setting.name)
+            if low is not None and value < low:
+                raise _refusal(setting.name, value, f"it must be {low} or more", low)
+        if self.log_level not in LOG_LEVELS:
+            raise _refusal("log_level", self.log_level, f"it is one of {', '.join(LOG_LEVELS)}", "info")
+        page = mmap.PAGESIZE
+        if self.queue * self.queue_blocksize % page:
+            fix = -(-self.queue_blocksize // page) * page
+            reason = f"queue x queue-blocksize must be a multiple of the page size, {page}"
+            raise _refusal("queue_blocksize", self.queue_blocksize, reason, fix)
+        if self.cache_items < 2 * self.queue:
+            reason = f"items must be at least 2 x queue (= {self.queue}): replies that come late stay for a while"
+            raise _refusal("cache_items", self.cache_items, reason, 2 * self.queue)
+        stop = -(-self.deadline_ms // 1000) + 1
+        for key in ("stop_timeout_s", "worker_reload_mercy", "mule_reload_mercy"):
+            if getattr(self, key) < stop:
+                reason = f"what is in flight may take deadline_ms (= {self.deadline_ms}) and needs a second more"
+                raise _refusal(key, getattr(self, key), reason, stop)
+        self._check_machine()
+
+    def _check_machine(self) -> None:
+        memory = memory_bytes()
+        if self.mapped_bytes > memory:
+            fix = int(memory * 0.25) // self.queue // mmap.PAGESIZE * mmap.PAGESIZE
+            reason = (
+                f"the queue and the cache map up to {self.mapped_bytes >> 20} MiB and there are {memory >> 20} MiB"
+                " of memory; make the blocks of the larger one (or the counts) smaller"
+            )
+            raise _refusal("queue_blocksize", self.queue_blocksize, reason, max(fix, mmap.PAGESIZE))
+        limit = int(Path("/proc/sys/net/core/somaxconn").read_text())
+        if self.listen > limit:
+            raise _refusal("listen", self.listen, f"net.core.somaxconn allows {limit}", limit)
+
+
+def read_ini(file: Path, environ: Mapping[str, str]) -> dict[str, dict[str, list[str]]]:
+    """The sections of a uWSGI ini file: {section: {key: [each value, in order]}}."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError as error:
+        raise SettingsError(f"{file}: {error.strerror}; give the path of a uwsgi.ini") from error
+    sections: dict[str, dict[str, list[str]]] = {}
+    section: dict[str, list[str]] = {}
+    condition: str | None = None
+    active = True
+    for number, line in enumerate(lines, start=1):
+        text = line.strip()
+        if not text or text[0] in ";#":
+            continue
+        if text[0] == "[" and text[-1] == "]":
+            section = sections.setdefault(text[1:-1], {})
+            continue
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not equals:
+            raise SettingsError(f"{file}:{number}: {text!r} is not key = value")
+        if key in ("if-env", "if-not-env"):
+            active = (value in environ) == (key == "if-env")
+            condition = environ.get(value)
+        elif key == "endif":
+            condition, active = None, True
+        elif active:
+            section.setdefault(key, []).append(_filled(value, condition, environ))
+    return sections
+
+
+def cores() -> int:
+    """The cores this process may use: its affinity, and the CPU quota of its cgroup."""
+    available = len(os.sched_getaffinity(0))
+    quota = _first_line("/sys/fs/cgroup/cpu.max").split()
+    if len(quota) == 2 and quota[0].isdecimal():
+        return max(1, min(available, int(quota[0]) // int(quota[1])))
+    return available
+
+
+def memory_bytes() -> int:
+    """The memory this process may use: the machine's, or the limit of its cgroup."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        if (line := _first_line(file)).isdecimal():
+            limits.append(int(line))
+    return min(limits)
+
+
+def _first_line(file: str) -> str:
+    try:
+        return Path(file).read_text().partition("\n")[0]
+    except OSError:
+        return ""
+
+
+def _filled(value: str, condition: str | None, environ: Mapping[str, str]) -> str:
+    def fill(match: re.Match[str]) -> str:
+        if match[1] == "_" and condition is not None:
+            return condition
+        return environ.get(match[2] or "", match[0])
+
+    return _PLACEHOLDER.sub(fill, value)
+
+
+def _uwsgi_values(section: Mapping[str, list[str]], environ: Mapping[str, str]) -> dict[str, int]:
+    found = {key.replace("-", "_"): values[-1] for key, values in section.items()}
+    cache = dict(part.partition("=")[::2] for part in found.get("cache2", "").split(",") if part)
+    found.update({f"cache_{key}": value for key, value in cache.items()})
+    values = {}
+    for setting in fields(Settings):
+        if setting.metadata["section"] == "uwsgi":
+            if setting.name not in found:
+                raise SettingsError(f"[uwsgi] {_shown(setting.name)} is missing; the shipped uwsgi.ini has it")
+            values[setting.name] = _integer(setting.name, found[setting.name])
+    return values
+
+
+def _serving_values(section: Mapping[str, list[str]], environ: Mapping[str, str]) -> dict[str, Any]:
+    settings = {setting.name: setting for setting in fields(Settings) if setting.metadata["section"] == "serving"}
+    found = {key: values[-1] for key, values in section.items()}
+    if environ.get("MODEL"):
+        found["model"] = environ["MODEL"]
+    for name, value in environ.items():
+        if name.startswith("SERVING_"):
+            found[name.removeprefix("SERVING_").lower()] = value
+    values: dict[str, Any] = {}
+    for key, text in found.items():
+        if key not in settings:
+            close = difflib.get_close_matches(key, settings, 1)
+            fix = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(settings)}"
+            raise SettingsError(f"[serving] {key} = {text}: there is no such setting; {fix}")
+        kind = settings[key].type
+        values[key] = _integer(key, text) if kind is int else Path(text) if kind is Path else text
+    return values
+
+
+def _integer(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise SettingsError(f"{_shown(name)} = {text}: it must be a whole number, for example 8") from None
+
+
+def _shown(name: str) -> str:
+    """A setting as it stands in the file."""
+    if name.startswith("cache_"):
+        return f"cache2 {name.removeprefix('cache_')}"
+    section = next(setting.metadata["section"] for setting in fields(Settings) if setting.name == name)
+    return f"[serving] {name}" if section == "serving" else name.replace("_", "-")
+
+
+def _refusal(name: str, value: object, reason: str, fix: object) -> SettingsError:
+    return SettingsError(f"{_shown(name)} = {value}: {reason}; {fix} would do")

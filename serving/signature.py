@@ -1,0 +1,295 @@
+"""Named inputs and outputs with dtype and shape, and the strict way from nested lists to tensors.
+
+Nothing is coerced that would change a value: a string is not a number, a fraction not an integer, true not 1, and a
+number that overflows its dtype is an error.  A fraction that a float cannot hold exactly is rounded, as everywhere.
+
+Runs in:  both.
+Shapes:   a spec's shape is that of one row; a tensor is (rows, *shape); -1 is any size.
+Raises:   SignatureMismatch, with the name of the tensor, what was found and what was expected.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from serving.errors import SignatureMismatch
+from serving.task import Tensor, Tensors
+
+STRING = "string"
+NUMBERS = (
+    "bool",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float16",
+    "float32",
+    "float64",
+)
+DTYPES = (*NUMBERS, STRING)
+# a float64 holds every integer up to here; beyond it a neighbour may have been meant
+EXACT_INTEGER = 2**53
+_SPEC = re.compile(r"\s*(\w+)\s*(?:\[([\d\s,-]*)\])?\s*")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One named tensor: its dtype and the shape of one row."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] = ()
+
+    @classmethod
+    def parse(cls, name: str, text: str) -> "TensorSpec":
+        """The spec written as `float32[8, 8]`, `int64` or `string[-1]`; ValueError says what is wrong."""
+        match = _SPEC.fullmatch(text)
+        if not match:
+            raise ValueError(f"{name} = {text!r}: write it as dtype[sizes of one row], for example float32[8, 8]")
+        dtype, sizes = match.groups()
+        if dtype not in DTYPES:
+            raise ValueError(f"{name} = {text!r}: {dtype} is not one of {', '.join(DTYPES)}")
+        return cls(name, dtype, tuple(int(size) for size in (sizes or "").split(",") if size.strip()))
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}" if self.shape else self.dtype
+
+    def zeros(self, rows: int = 1) -> Tensor:
+        """A tensor of zeros (or of empty strings); a size that may be any is 1."""
+        shape = (rows, *(1 if size < 0 else size for size in self.shape))
+        return np.full(shape, b"", object) if self.dtype == STRING else np.zeros(shape, self.dtype)
+
+    def array(self, value: object, booleans: bool = True) -> Tensor:
+        """The tensor (rows, *shape) from nested lists of rows.
+
+        booleans: whether a true or false may stand anywhere in value; False saves the look at each element.
+        """
+        if not isinstance(value, list):
+            raise self._mismatch(f"expected a list of rows, got {_kind(value)}")
+        if not value:
+            raise self._mismatch("there are no rows")
+        tensor = self._strings(value) if self.dtype == STRING else self._numbers(value, booleans)
+        self.check(tensor)
+        return tensor
+
+    def check(self, tensor: Tensor) -> None:
+        """Raise SignatureMismatch unless the tensor is (rows, *shape)."""
+        found = tensor.shape[1:]
+        if len(found) != len(self.shape) or any(
+            0 <= want != got for want, got in zip(self.shape, found, strict=True)
+        ):
+            raise self._mismatch(f"one row has shape {list(found)}")
+
+    def _numbers(self, value: list[Any], booleans: bool) -> Tensor:
+        try:
+            found = np.array(value)
+        except (ValueError, OverflowError) as error:
+            raise self._complaint(value) from error
+        if found.dtype.kind == "O" and self.dtype.startswith("float"):
+            found = self._long_integers(value, found)
+        if booleans and self.dtype != "bool" and any(type(item) is bool for item in _leaves(value)):
+            raise self._complaint(value)
+        if self.dtype == "bool":
+            if found.dtype.kind != "b":
+                raise self._complaint(value)
+            return found
+        if found.dtype.kind not in "iuf":
+            raise self._complaint(value)
+        return self._floats(found) if self.dtype.startswith("float") else self._integers(found)
+
+    def _long_integers(self, value: list[Any], found: Tensor) -> Tensor:
+        # integers past 64 bits come as Python objects, and still are numbers for a float
+        if not all(type(item) in (int, float) for item in found.flat):
+            raise self._complaint(value)
+        try:
+            return found.astype(np.float64)
+        except OverflowError as error:
+            raise self._mismatch("a number overflows it") from error
+
+    def _floats(self, found: Tensor) -> Tensor:
+        with np.errstate(over="ignore"):
+            tensor = found.astype(self.dtype)
+        if self.dtype != "float64":
+            overflown = np.isinf(tensor) & np.isfinite(found)
+            if overflown.any():
+                raise self._mismatch(f"{found[overflown][0]} overflows it")
+        return tensor
+
+    def _integers(self, found: Tensor) -> Tensor:
+        if found.size == 0:
+            return found.astype(self.dtype)
+        if found.dtype.kind == "f":
+            fractions = ~(np.isfinite(found) & (np.trunc(found) == found))
+            if fractions.any():
+                raise self._mismatch(f"{found[fractions][0]} is not an integer")
+            if np.abs(found).max() > EXACT_INTEGER:
+                raise self._mismatch(f"{found.flat[np.abs(found).argmax()]:.17g} overflows it, or is not exact")
+        limit = np.iinfo(self.dtype)
+        for extreme in (int(found.min()), int(found.max())):
+            if not limit.min <= extreme <= limit.max:
+                raise self._mismatch(f"{extreme} overflows it")
+        return found.astype(self.dtype)
+
+    def _strings(self, value: list[Any]) -> Tensor:
+        leaves = np.empty(_shape(value, self), object)
+        try:
+            for index, item in enumerate(_leaves(value)):
+                leaves.flat[index] = _text(item)
+        except (ValueError, IndexError) as error:
+            raise self._complaint(value) from error
+        return leaves
+
+    def _complaint(self, value: list[Any]) -> SignatureMismatch:
+        # the slow way, taken once it is known that something is wrong
+        try:
+            _shape(value, self)
+            for item in _leaves(value):
+                if self.dtype == STRING:
+                    try:
+                        _text(item)
+                    except ValueError as error:
+                        return self._mismatch(str(error))
+                elif self.dtype == "bool" and type(item) is not bool:
+                    return self._mismatch(f"found {_kind(item)}")
+                elif self.dtype != "bool" and type(item) not in (int, float):
+                    return self._mismatch(f"found {_kind(item)}")
+        except SignatureMismatch as error:
+            return error
+        return self._mismatch("a number overflows it")
+
+    def _mismatch(self, found: str) -> SignatureMismatch:
+        return SignatureMismatch(f"input {self.name!r}: {found}; one row is {self}")
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model takes and what it gives."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def zeros(self, rows: int = 1) -> Tensors:
+        """Inputs of zeros, for a warm-up without a sample."""
+        return {spec.name: spec.zeros(rows) for spec in self.inputs}
+
+    def columns(self, value: object, booleans: bool = True) -> Tensors:
+        """Inputs from {name: rows}, or from bare rows when the model has one input."""
+        if len(self.inputs) == 1 and not isinstance(value, dict):
+            value = {self.inputs[0].name: value}
+        self._check_names(value, "'inputs'")
+        assert isinstance(value, dict)
+        inputs = {spec.name: spec.array(value[spec.name], booleans) for spec in self.inputs}
+        self.rows(inputs)
+        return inputs
+
+    def instances(self, value: object, booleans: bool = True) -> Tensors:
+        """Inputs from a list of rows: objects by input name, or bare values when the model has one input."""
+        if not isinstance(value, list):
+            raise SignatureMismatch(f"'instances': expected a list of rows, got {_kind(value)}")
+        if not value:
+            raise SignatureMismatch("'instances': there are no rows")
+        if len(self.inputs) == 1 and not self._is_instance(value[0]):
+            return {self.inputs[0].name: self.inputs[0].array(value, booleans)}
+        for row, item in enumerate(value):
+            self._check_names(item, f"'instances'[{row}]")
+        return {spec.name: spec.array([item[spec.name] for item in value], booleans) for spec in self.inputs}
+
+    def instance(self, value: Mapping[str, object], booleans: bool = True) -> Tensors:
+        """Inputs of one row from {name: value}."""
+        self._check_names(value, "the body")
+        return {spec.name: spec.array([value[spec.name]], booleans) for spec in self.inputs}
+
+    def rows(self, inputs: Tensors) -> int:
+        """How many rows the inputs have, all the same."""
+        counts = {name: len(tensor) for name, tensor in inputs.items()}
+        if len(set(counts.values())) != 1:
+            raise SignatureMismatch(f"inputs differ in their number of rows: {counts}")
+        return next(iter(counts.values()))
+
+    def _is_instance(self, item: object) -> bool:
+        # {"b64": …} is a value, unless that is what the input is called
+        return isinstance(item, dict) and (list(item) != ["b64"] or self.inputs[0].name == "b64")
+
+    def _check_names(self, value: object, where: str) -> None:
+        names = [spec.name for spec in self.inputs]
+        if not isinstance(value, Mapping):
+            raise SignatureMismatch(f"{where}: expected an object with {_names(names)}, got {_kind(value)}")
+        if missing := [name for name in names if name not in value]:
+            raise SignatureMismatch(f"{where}: {_names(missing)} is missing; the model takes {self._taken()}")
+        if len(value) > len(names):
+            unknown = [str(name)[:64] for name in value if name not in names]
+            raise SignatureMismatch(f"{where}: {_names(unknown[:5])} is unknown; the model takes {self._taken()}")
+
+    def _taken(self) -> str:
+        return ", ".join(f"{spec.name!r} ({spec})" for spec in self.inputs)
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names)
+
+
+def _leaves(value: list[Any]) -> Iterator[Any]:
+    for item in value:
+        if isinstance(item, list):
+            yield from _leaves(item)
+        else:
+            yield item
+
+
+def _shape(value: list[Any], spec: TensorSpec) -> tuple[int, ...]:
+    """The shape of nested lists; SignatureMismatch if they are ragged or deeper than one row is."""
+    shape = [len(value)]
+    level = value
+    while level and all(isinstance(item, list) for item in level):
+        sizes = {len(item) for item in level}
+        if len(sizes) > 1:
+            raise spec._mismatch(f"ragged lists, of {min(sizes)} and of {max(sizes)} elements")
+        shape.append(sizes.pop())
+        if len(shape) > len(spec.shape) + 1:
+            raise spec._mismatch(f"lists nested deeper than {len(spec.shape) + 1} with the rows")
+        level = [element for item in level for element in item]
+    if any(isinstance(item, list) for item in level):
+        raise spec._mismatch("ragged lists, a list beside a value")
+    return tuple(shape)
+
+
+def _text(item: object) -> bytes:
+    """The UTF-8 bytes of a string, or the bytes of {"b64": …}."""
+    if isinstance(item, str):
+        try:
+            return item.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("found a string with half a surrogate pair, which is not UTF-8") from error
+    if isinstance(item, dict) and list(item) == ["b64"] and isinstance(item["b64"], str):
+        try:
+            return base64.b64decode(item["b64"], validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise ValueError("found {'b64': …} that is not base64") from error
+    raise ValueError(f"found {_kind(item)}")
+
+
+def _kind(value: object) -> str:
+    """A value in the words of JSON."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return f"the string {value if len(value) <= 32 else value[:32] + '…'!r}"
+        case int() | float():
+            return f"the number {str(value)[:32]}"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+    return type(value).__name__

@@ -1,0 +1,315 @@
+"""The parent of nginx and uWSGI: checks, starts, waits until the pool is ready, says so, drains, and fails loudly.
+
+usage: entrypoint.sh [serve]
+
+Environment:
+  HOST        address to listen on (127.0.0.1)
+  PORT        port to listen on (8080)
+  MODEL       folder of the model (model in uwsgi.ini)
+  INI         the uwsgi.ini to use (the one beside this file)
+  RUN_DIR     folder for sockets, pid files and nginx's own files (run/PORT)
+  LOG_DIR     folder for access.log and server.log (unset: standard output and error)
+  MULES, WORKERS, THREADS, QUEUE, SERVING_<NAME>   override uwsgi.ini
+
+SIGTERM and SIGINT drain: nginx stops accepting and finishes, then uWSGI does; a second one ends it at once.  Exits with
+0 after a stop, 2 when a setting is wrong, 1 when nginx or uWSGI ends by itself or no replica can load the model.
+
+Runs in:  its own process, PID 1 in the image.  Knows nothing of queues.
+"""
+
+import contextlib
+import ctypes
+import grp
+import http.client
+import json
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import orjson
+
+from serving.errors import ModelError, SettingsError, SignatureMismatch
+from serving.model import ModelCard, ModelFolder
+from serving.settings import Settings
+
+ROOT = Path(__file__).resolve().parent
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+# sun_path holds 108 bytes
+MAX_SOCKET_PATH = 107
+# a curl line longer than this is no line to paste
+MAX_CURL_BODY = 1200
+PR_SET_PDEATHSIG = 1
+
+
+class StartError(Exception):
+    """It cannot start, in one sentence."""
+
+
+class Supervisor:
+    """nginx and uWSGI, from start to stop."""
+
+    def __init__(self, environ: dict[str, str]) -> None:
+        self.environ = environ
+        self.host = environ.get("HOST") or "127.0.0.1"
+        self.port = _port(environ.get("PORT") or "8080")
+        self.ini = Path(environ.get("INI") or ROOT / "uwsgi.ini").resolve()
+        self.run_dir = Path(environ.get("RUN_DIR") or ROOT / "run" / str(self.port)).resolve()
+        self.log_dir = Path(environ["LOG_DIR"]).resolve() if environ.get("LOG_DIR") else None
+        self.settings = Settings.read(self.ini, environ)
+        self.folder = ModelFolder.find(self.settings.model)
+        self.children: dict[str, subprocess.Popen[bytes]] = {}
+        self.stops = 0
+
+    def run(self) -> int:
+        """Start both, serve until a signal or a death.  Returns the exit status."""
+        nginx = self._prepare()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            self._spawn("uwsgi", [str(Path(sys.executable).with_name("uwsgi")), "--ini", str(self.ini)])
+            self._spawn("nginx", [nginx, "-c", str(self.run_dir / "nginx.conf"), "-p", str(self.run_dir)])
+            status = self._until_ready()
+            while status is None:
+                status = self._next_event(None)
+            return status
+        finally:
+            self._end()
+
+    def _prepare(self) -> str:
+        """Check what can be checked before anything runs, and write the run folder.  Returns nginx's path."""
+        nginx = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+        if nginx is None:
+            raise StartError("nginx is not installed: apt-get install nginx")
+        if len(str(self.run_dir / "control.sock")) > MAX_SOCKET_PATH:
+            raise StartError(f"RUN_DIR={self.run_dir} is too long for a unix socket; set RUN_DIR to a shorter path")
+        _check_port(self.host, self.port)
+        for folder in filter(None, (self.run_dir, self.log_dir)):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StartError(f"cannot make {folder}: {error.strerror}; set RUN_DIR and LOG_DIR") from error
+        (self.run_dir / "nginx.conf").write_text(self._nginx_conf())
+        return nginx
+
+    def _nginx_conf(self) -> str:
+        """nginx.conf with each @{name} filled in; the dollar is nginx's own."""
+        settings = self.settings
+        user = pwd.getpwuid(os.getuid()).pw_name if os.getuid() == 0 else ""
+        values = {
+            "run_dir": self.run_dir,
+            "access_log": self.log_dir / "access.log" if self.log_dir else "/dev/stdout",
+            "error_log": self.log_dir / "server.log" if self.log_dir else "stderr",
+            # nginx's processes are of the user that uWSGI's socket is for
+            "user": f"user {user} {grp.getgrgid(os.getgid()).gr_name};" if user else "",
+            "listen": f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}",
+            "port": self.port,
+            "max_body_bytes": settings.max_body_bytes,
+            "stop_timeout_s": settings.stop_timeout_s,
+            "read_timeout_s": -(-settings.deadline_ms // 1000) + 2,
+        }
+        return re.sub(r"@\{(\w+)\}", lambda match: str(values[match[1]]), (ROOT / "nginx.conf").read_text())
+
+    def _spawn(self, name: str, command: list[str]) -> None:
+        workers = self.settings.prediction_workers
+        environ = self.environ | {
+            "RUN_DIR": str(self.run_dir),
+            "PREDICTION_WORKERS": ",".join(map(str, range(1, workers + 1))),
+            "CONTROL_WORKER": str(workers + 1),
+            "PYTHONUNBUFFERED": "1",
+        }
+        with self._log() as log:
+            self.children[name] = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C is for the supervisor alone: it knows the order of a stop
+                start_new_session=True,
+                preexec_fn=_in_child,
+            )
+
+    @contextlib.contextmanager
+    def _log(self) -> Iterator[TextIO | None]:
+        if self.log_dir is None:
+            yield None
+            return
+        with (self.log_dir / "server.log").open("a") as log:
+            yield log
+
+    def _until_ready(self) -> int | None:
+        """Wait until a replica is ready.  Returns an exit status when that will not happen."""
+        start = last = time.monotonic()
+        while True:
+            if (status := self._next_event(0.1)) is not None:
+                return status
+            ready = self._readyz()
+            if ready.get("status") == "ready":
+                self._announce(ready)
+                return None
+            if ready.get("status") == "failed":
+                error = next((replica["last_error"] for replica in ready["replicas"] if replica["last_error"]), "")
+                _say(f"the model in {self.folder.path} cannot be loaded: {error}{self._see_log()}")
+                return 1
+            if time.monotonic() - last >= 2:
+                last = time.monotonic()
+                errors = {replica["last_error"] for replica in ready.get("replicas", [])} - {""}
+                _say(f"loading {self.folder.name} … {last - start:.0f} s {'; '.join(sorted(errors))}".rstrip())
+
+    def _readyz(self) -> dict[str, Any]:
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        connection = http.client.HTTPConnection(host, self.port, timeout=2)
+        try:
+            connection.request("GET", "/readyz")
+            ready = json.loads(connection.getresponse().read())
+            return ready if isinstance(ready, dict) else {}
+        except (OSError, ValueError, http.client.HTTPException):
+            return {}
+        finally:
+            connection.close()
+
+    def _announce(self, ready: dict[str, Any]) -> None:
+        card = ModelCard.from_dict(ready["model"])
+        url = f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        _say(f"ready at {url}")
+        print(f"  model  {card.name}, version {card.version} ({card.engine}), {self.folder.path}")
+        print(f"  mules  {self.settings.mules}, {ready['ready_replicas']} of them ready")
+        if self.log_dir:
+            print(f"  logs   {self.log_dir}")
+        print(f"  try    {self._curl(card, url)}", flush=True)
+
+    def _curl(self, card: ModelCard, url: str) -> str:
+        """A line to paste: one real sample, from a file when it is long."""
+        file = self.folder.sample_file()
+        if file is None:
+            tensors = self.folder.sample(card.signature)
+            value = {
+                name: tensor[0].tolist() if hasattr(tensor[0], "tolist") else tensor[0].decode()
+                for name, tensor in tensors.items()
+            }
+            body = orjson.dumps(value, default=bytes.decode).decode()
+        else:
+            body = json.dumps(json.loads(file.read_bytes()), separators=(",", ":"))
+        if len(body) > MAX_CURL_BODY:
+            path = self.run_dir / "sample.json"
+            path.write_text(body)
+            return f"curl {url}/predict -d @{path}"
+        return f"curl {url}/predict -d '{body.replace(chr(39), chr(92) + 'u0027')}'"
+
+    def _next_event(self, wait_s: float | None) -> int | None:
+        """Wait for a signal.  Returns an exit status when it means the end."""
+        if wait_s is None:
+            event = signal.sigwait(SIGNALS)
+        else:
+            found = signal.sigtimedwait(SIGNALS, wait_s)
+            event = signal.Signals(found.si_signo) if found else None
+        if event in (signal.SIGTERM, signal.SIGINT):
+            self.stops += 1
+            return 0
+        self._reap()
+        for name, child in self.children.items():
+            if child.returncode is not None:
+                _say(f"{name} ended by itself with status {child.returncode}{self._see_log()}")
+                return 1
+        return None
+
+    def _reap(self) -> None:
+        # also what other processes left behind, as PID 1 has to
+        for child in self.children.values():
+            child.poll()
+        mine = {child.pid for child in self.children.values()}
+        with contextlib.suppress(ChildProcessError):
+            while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and found.si_pid not in mine:
+                os.waitpid(found.si_pid, os.WNOHANG)
+
+    def _end(self) -> None:
+        """nginx stops accepting and finishes; then uWSGI, which still answers it, does; at most stop_timeout_s."""
+        deadline = time.monotonic() + self.settings.stop_timeout_s
+        if self.stops:
+            print(flush=True)
+            _say(f"draining, for at most {self.settings.stop_timeout_s} s")
+        for name, number in (("nginx", signal.SIGQUIT), ("uwsgi", signal.SIGTERM)):
+            child = self.children.get(name)
+            if child is None:
+                continue
+            if child.poll() is None:
+                child.send_signal(number)
+                self._wait(child, deadline)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        if self.stops:
+            _say("stopped")
+
+    def _wait(self, child: subprocess.Popen[bytes], deadline: float) -> None:
+        while child.poll() is None and (left := deadline - time.monotonic()) > 0 and self.stops < 2:
+            # a child's end may have been noticed before this wait: look again now and then
+            found = signal.sigtimedwait(SIGNALS, min(left, 0.2))
+            if found and found.si_signo != signal.SIGCHLD:
+                self.stops += 1
+
+    def _see_log(self) -> str:
+        """The last lines of the log, or nothing where they are on the terminal already."""
+        if self.log_dir is None:
+            return ""
+        log = self.log_dir / "server.log"
+        lines = log.read_text(errors="replace").splitlines()[-8:]
+        return "\n  | ".join([f"; the end of {log}:", *lines])
+
+
+def _in_child() -> None:
+    """Between fork and exec: signals as usual, and an end with the supervisor, however that ends."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise SettingsError(f"PORT = {text}: it must be a number from 1 to 65535; 8080 would do")
+    return int(text)
+
+
+def _check_port(host: str, port: int) -> None:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except socket.gaierror as error:
+        raise StartError(f"HOST={host} is no address of this machine: {error.strerror}") from error
+    except PermissionError as error:
+        raise StartError(f"port {port} is for root alone; set PORT to one above 1023") from error
+    except OSError as error:
+        raise StartError(f"cannot listen on {host}:{port}: {error.strerror}; set PORT (or HOST) to another") from error
+
+
+def _say(text: str) -> None:
+    print(f"muleteer: {text}", flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Run with the command line's arguments."""
+    if arguments in (["-h"], ["--help"]):
+        print(__doc__.partition("\n\nRuns in:")[0])
+        return 0
+    if arguments not in ([], ["serve"]):
+        print(f"muleteer: unknown argument {arguments[0]!r}; the one command is serve (--help tells more)", file=sys.stderr)
+        return 2
+    try:
+        return Supervisor(dict(os.environ)).run()
+    except (SettingsError, ModelError, StartError, SignatureMismatch) as error:
+        print(f"muleteer: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
