@@ -19,6 +19,7 @@ Runs in:  its own process, PID 1 in the image.  Knows nothing of queues.
 
 import contextlib
 import ctypes
+import fcntl
 import grp
 import http.client
 import json
@@ -208,10 +209,10 @@ class Supervisor:
     def _next_event(self, wait_s: float | None) -> int | None:
         """Wait for a signal.  Returns an exit status when it means the end."""
         if wait_s is None:
-            event = signal.sigwait(SIGNALS)
+            event: int | None = signal.sigwait(SIGNALS)
         else:
             found = signal.sigtimedwait(SIGNALS, wait_s)
-            event = signal.Signals(found.si_signo) if found else None
+            event = found.si_signo if found else None
         if event in (signal.SIGTERM, signal.SIGINT):
             self.stops += 1
             return 0
@@ -232,7 +233,7 @@ class Supervisor:
                 os.waitpid(found.si_pid, os.WNOHANG)
 
     def _end(self) -> None:
-        """nginx stops accepting and finishes; then uWSGI, which still answers it, does; at most stop_timeout_s."""
+        """Stop nginx, which finishes what it accepted; then uWSGI, which answered it; at most stop_timeout_s."""
         deadline = time.monotonic() + self.settings.stop_timeout_s
         if self.stops:
             print(flush=True)
@@ -298,11 +299,17 @@ def _say(text: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run with the command line's arguments."""
+    for stream in (1, 2):
+        # several processes write to them: where they are files, each line goes to the end
+        fcntl.fcntl(stream, fcntl.F_SETFL, fcntl.fcntl(stream, fcntl.F_GETFL) | os.O_APPEND)
     if arguments in (["-h"], ["--help"]):
         print(__doc__.partition("\n\nRuns in:")[0])
         return 0
     if arguments not in ([], ["serve"]):
-        print(f"muleteer: unknown argument {arguments[0]!r}; the one command is serve (--help tells more)", file=sys.stderr)
+        print(
+            f"muleteer: unknown argument {arguments[0]!r}; the one command is serve (--help tells more)",
+            file=sys.stderr,
+        )
         return 2
     try:
         return Supervisor(dict(os.environ)).run()

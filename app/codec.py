@@ -107,9 +107,9 @@ def _values(tensor: Tensor) -> Any:
     return tensor
 
 
-def _text(item: bytes) -> str | dict[str, str]:
+def _text(item: Any) -> str | dict[str, str]:
     try:
-        return item.decode()
+        return str(item, "utf-8")
     except UnicodeDecodeError:
         return {"b64": base64.b64encode(item).decode()}
 

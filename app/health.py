@@ -25,9 +25,7 @@ def blueprint(board: Board) -> Blueprint:
         card = board.card()
         ready = sum(replica.ready for replica in replicas)
         # nothing has ever been ready, and nobody expects it to become so
-        failed = not ready and all(
-            record.state is State.FAILED and not record.ever_ready for record in board.records
-        )
+        failed = not ready and all(record.state is State.FAILED and not record.ever_ready for record in board.records)
         status = {
             "status": "ready" if ready else "failed" if failed else "not ready",
             "ready_replicas": ready,

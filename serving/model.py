@@ -73,7 +73,7 @@ class ModelFolder:
 
     def sample_file(self) -> Path | None:
         """The file that holds one instance, {input name: value}, or None."""
-        name = self.options.get("sample", "sample.json")
+        name = str(self.options.get("sample", "sample.json"))
         for folder in (self.path, self.root):
             if (folder / name).is_file():
                 return folder / name

@@ -84,9 +84,7 @@ class TensorSpec:
     def check(self, tensor: Tensor) -> None:
         """Raise SignatureMismatch unless the tensor is (rows, *shape)."""
         found = tensor.shape[1:]
-        if len(found) != len(self.shape) or any(
-            0 <= want != got for want, got in zip(self.shape, found, strict=True)
-        ):
+        if len(found) != len(self.shape) or any(0 <= want != got for want, got in zip(self.shape, found, strict=True)):
             raise self._mismatch(f"one row has shape {list(found)}")
 
     def _numbers(self, value: list[Any], booleans: bool) -> Tensor:
@@ -108,7 +106,7 @@ class TensorSpec:
 
     def _long_integers(self, value: list[Any], found: Tensor) -> Tensor:
         # integers past 64 bits come as Python objects, and still are numbers for a float
-        if not all(type(item) in (int, float) for item in found.flat):
+        if not all(type(item) in (int, float) for item in _leaves(value)):
             raise self._complaint(value)
         try:
             return found.astype(np.float64)
@@ -158,9 +156,7 @@ class TensorSpec:
                         _text(item)
                     except ValueError as error:
                         return self._mismatch(str(error))
-                elif self.dtype == "bool" and type(item) is not bool:
-                    return self._mismatch(f"found {_kind(item)}")
-                elif self.dtype != "bool" and type(item) not in (int, float):
+                elif type(item) not in ((bool,) if self.dtype == "bool" else (int, float)):
                     return self._mismatch(f"found {_kind(item)}")
         except SignatureMismatch as error:
             return error

@@ -18,7 +18,6 @@ from typing import Protocol
 
 from serving.errors import DeadlineExceeded, FrameTooLarge, QueueFull, ReplyTooLarge
 
-
 # told of each frame that was taken, says whether to stop taking
 Full = Callable[[bytes], bool]
 

@@ -33,9 +33,7 @@ MAX_REQUEST_ID = 255
 def encode_task(task: Task) -> bytes:
     """The frame of a task."""
     request_id = task.request_id.encode()
-    head = _TASK.pack(
-        task.uuid, task.offered, task.deadline, task.rows, task.seat, len(task.inputs), len(request_id)
-    )
+    head = _TASK.pack(task.uuid, task.offered, task.deadline, task.rows, task.seat, len(task.inputs), len(request_id))
     return _join([head, request_id], task.inputs)
 
 

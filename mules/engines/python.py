@@ -16,8 +16,8 @@ Runs in:  mule.
 
 import importlib.util
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import numpy as np
 
@@ -86,7 +86,7 @@ def _owned(tensor: Tensor, spec: TensorSpec) -> Tensor:
     if spec.dtype != STRING:
         return tensor if tensor.flags.writeable else tensor.copy()
     texts = np.empty(tensor.shape, object)
-    for index, item in enumerate(tensor.flat):
+    for index, item in enumerate(cast("Iterable[bytes]", tensor.flat)):
         try:
             texts.flat[index] = item.decode()
         except UnicodeDecodeError:

@@ -97,9 +97,7 @@ def _load_keras(folder: ModelFolder, file: Path) -> TensorFlowEngine:
     return _engine(folder, function, arguments, function.structured_outputs)
 
 
-def _engine(
-    folder: ModelFolder, function: Any, arguments: dict[str, Any], outputs: dict[str, Any]
-) -> TensorFlowEngine:
+def _engine(folder: ModelFolder, function: Any, arguments: dict[str, Any], outputs: dict[str, Any]) -> TensorFlowEngine:
     """The engine of a function, its signature checked against what model.toml declares."""
     found = Signature(_specs(folder, arguments), _specs(folder, outputs))
     signature = Signature(

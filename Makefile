@@ -1,0 +1,72 @@
+# make help lists the verbs.  Variables: PORT, HOST, MODEL, MULES, WORKERS, THREADS, QUEUE, SERVING_<NAME>.
+SHELL := /bin/bash
+PYTHON ?= python3
+PORT ?= 8080
+# tensorflow, or gpu for tensorflow[and-cuda]
+EXTRA ?= tensorflow
+IMAGE ?= muleteer
+VENV := .venv
+BIN := $(VENV)/bin
+export PORT
+
+.PHONY: help serve test check image clean
+.DEFAULT_GOAL := help
+
+help: ## list the verbs
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@echo "  for example: make serve PORT=9000 MODEL=examples/fancy MULES=4"
+
+serve: $(VENV)/.ready nginx $(if $(MODEL),,models/digits) ## install what is missing, then serve MODEL (models/digits) on HOST:PORT
+	@LOG_DIR="$${LOG_DIR:-run/$(PORT)}" ./entrypoint.sh
+
+test: $(VENV)/.dev nginx models/digits ## run all tests, on real processes
+	@$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/.dev ## format, lint, types, then the tests
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(MAKE) --no-print-directory test
+
+image: ## build the image
+	docker build -t $(IMAGE) .
+
+clean: ## remove what was built, trained and logged
+	rm -rf $(VENV) run models build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# ---- what the verbs stand on
+
+.PHONY: nginx python
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
+	  echo "muleteer: $(PYTHON) is not Python 3.11, 3.12 or 3.13: make serve PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "muleteer: Python's venv is missing: apt-get install python3-venv" >&2; exit 1; }
+	@command -v cc >/dev/null || command -v gcc >/dev/null || { \
+	  echo "muleteer: a C compiler is missing, and uWSGI is built from source: apt-get install gcc libc6-dev" >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || { \
+	  echo "muleteer: Python's headers are missing, and uWSGI is built from source: apt-get install python3-dev" >&2; exit 1; }
+
+$(VENV)/.ready: pyproject.toml constraints.txt | python
+	@echo "muleteer: installing into $(VENV) (TensorFlow is some 250 MB, uWSGI is compiled: a minute or two)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[$(EXTRA),examples]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.ready
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRA),examples,dev]'
+	@touch $@
+
+# Debian starts the nginx it installs: not here, where only the binary is wanted
+nginx:
+	@PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || { \
+	  if [ "$$(id -u)" != 0 ]; then \
+	    echo "muleteer: nginx is missing: sudo apt-get install -y --no-install-recommends nginx" >&2; exit 1; fi; \
+	  echo "muleteer: installing nginx"; \
+	  policy=/usr/sbin/policy-rc.d; \
+	  if [ ! -e $$policy ]; then printf '#!/bin/sh\nexit 101\n' > $$policy; chmod +x $$policy; trap "rm -f $$policy" EXIT; fi; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx >/dev/null; }
+
+models/digits: | $(VENV)/.ready
+	@mkdir -p models run
+	@$(BIN)/python examples/digits/train.py $@ 2>run/train.log || { cat run/train.log >&2; exit 1; }
