@@ -203,8 +203,8 @@ class Supervisor:
         if len(body) > MAX_CURL_BODY:
             path = self.run_dir / "sample.json"
             path.write_text(body)
-            return f"curl {url}/predict -d @{path}"
-        return f"curl {url}/predict -d '{body.replace(chr(39), chr(92) + 'u0027')}'"
+            return f"curl -s {url}/predict -d @{path}"
+        return f"curl -s {url}/predict -d '{body.replace(chr(39), chr(92) + 'u0027')}'"
 
     def _next_event(self, wait_s: float | None) -> int | None:
         """Wait for a signal.  Returns an exit status when it means the end."""
