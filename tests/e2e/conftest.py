@@ -1,0 +1,227 @@
+"""Real servers for the story: entrypoint.sh on a free port, with its own run folder, stopped at the end.
+
+Units: seconds.
+"""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DIGITS = ROOT / "models" / "digits"
+FANCY = ROOT / "examples" / "fancy"
+PATIENCE_S = 60.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
+    """What the condition gives once it is true."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"not within {patience_s} s: {what}")
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def timing(self) -> dict[str, float]:
+        parts = (part.strip().partition(";dur=") for part in self.headers["server-timing"].split(","))
+        return {name: float(ms) for name, _, ms in parts}
+
+
+class Server:
+    """One running instance."""
+
+    def __init__(self, **environ: str | int | Path) -> None:
+        self.port = environ.get("PORT") or free_port()
+        # a unix socket's path must be short
+        self.run_dir = Path(tempfile.mkdtemp(prefix="muleteer-"))
+        settings = {"PORT": self.port, "RUN_DIR": self.run_dir, "LOG_DIR": self.run_dir, **environ}
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("SERVING_")}
+        with (self.run_dir / "out").open("ab") as out:
+            self.process = subprocess.Popen(
+                [ROOT / "entrypoint.sh"],
+                env=inherited | {key: str(value) for key, value in settings.items()},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def output(self) -> str:
+        return (self.run_dir / "out").read_text()
+
+    @property
+    def log(self) -> str:
+        return (self.run_dir / "server.log").read_text()
+
+    def access(self, request_id: str) -> dict[str, Any]:
+        """The line of the access log for a request."""
+
+        def line() -> Any:
+            lines = map(json.loads, (self.run_dir / "access.log").read_text().splitlines())
+            return next((line for line in lines if line["request_id"] == request_id), None)
+
+        found: dict[str, Any] = wait_until(line, f"an access log line of {request_id}", 5)
+        return found
+
+    def wait_ready(self) -> "Server":
+        wait_until(lambda: "  try " in self.output or self.process.poll() is not None, "the server is ready")
+        assert self.process.poll() is None, self.output
+        return self
+
+    def connect(self, timeout: float = 30.0) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", int(self.port), timeout=timeout)
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        with closing(self.connect()) as connection:
+            return ask(connection, method, path, body, headers)
+
+    def predict(self, value: object, **headers: str) -> Answer:
+        """POST value as JSON; headers with _ for -."""
+        named = {name.replace("_", "-"): text for name, text in headers.items()}
+        return self.request("POST", "/predict", json.dumps(value).encode(), named)
+
+    def ready(self) -> Any:
+        return self.request("GET", "/readyz").json
+
+    def processes(self) -> dict[str, list[int]]:
+        """Process ids by role: master, worker, mule, nginx."""
+        roles: dict[str, list[int]] = {"master": [], "worker": [], "mule": [], "nginx": []}
+        for pid in descendants(self.process.pid):
+            with suppress(OSError):
+                title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                for role in roles:
+                    if title.startswith(("uWSGI " + role, role + ":")):
+                        roles[role].append(pid)
+        return roles
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Ask it to stop, and give its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(PATIENCE_S)
+
+    def close(self) -> None:
+        """Whatever the test left, nothing of it stays."""
+        pids = descendants(self.process.pid)
+        with suppress(subprocess.TimeoutExpired):
+            self.stop()
+        for pid in (self.process.pid, *pids):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+
+
+def ask(
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Answer:
+    connection.request(method, path, body, dict(headers or {}))
+    answer = connection.getresponse()
+    return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below a process."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(entry.name))
+    found, todo = [], [pid]
+    while todo:
+        below = children.get(todo.pop(), [])
+        found += below
+        todo += below
+    return found
+
+
+def cpu_s(pids: list[int]) -> float:
+    """CPU seconds that the processes have used."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def write_model(folder: Path, source: str) -> Path:
+    """A model folder with this model.py."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.py").write_text(source)
+    return folder
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Server]]:
+    """Starts servers that end with the test."""
+    servers: list[Server] = []
+
+    def start(**environ: str | int | Path) -> Server:
+        servers.append(Server(**environ))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def digits() -> Iterator[Server]:
+    """The digits example, as shipped."""
+    server = Server(MODEL=DIGITS)
+    try:
+        yield server.wait_ready()
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def fancy() -> Iterator[Server]:
+    """The fancy example with four mules."""
+    server = Server(MODEL=FANCY, MULES=4)
+    try:
+        yield server.wait_ready()
+    finally:
+        server.close()

@@ -1,0 +1,157 @@
+"""A stranger starts it: what is printed works, and what is wrong is said in one sentence."""
+
+import signal
+import subprocess
+from contextlib import suppress
+from http.client import HTTPException
+from pathlib import Path
+
+import pytest
+
+from .conftest import FANCY, ROOT, descendants, wait_until, write_model
+
+
+def test_the_printed_curl_line_works_when_pasted(digits):
+    line = next(line for line in digits.output.splitlines() if line.startswith("  try "))
+    answer = subprocess.run(["bash", "-c", line.removeprefix("  try ")], capture_output=True, text=True, check=True)
+    assert '"digit":4' in answer.stdout
+
+
+def test_the_banner_names_the_url_the_model_and_the_mules(digits):
+    assert f"ready at http://127.0.0.1:{digits.port}" in digits.output
+    assert "model  digits, version 1 (tensorflow)" in digits.output
+    assert "mules  2, " in digits.output
+
+
+def test_a_long_sample_becomes_a_file(start, tmp_path):
+    source = 'class Model:\n    inputs = outputs = {"x": "float64[1000]"}\n'
+    source += "    def __init__(self, path): pass\n    def predict(self, inputs): return inputs\n"
+    server = start(MODEL=write_model(tmp_path / "wide", source), MULES=1).wait_ready()
+    line = next(line for line in server.output.splitlines() if line.startswith("  try "))
+    assert "-d @" in line
+    answer = subprocess.run(["bash", "-c", line.removeprefix("  try ")], capture_output=True, text=True, check=True)
+    assert answer.stdout.count("0.0") == 1000
+
+
+def test_two_instances_run_side_by_side(start):
+    one = start(MODEL=FANCY, MULES=1)
+    two = start(MODEL=FANCY, MULES=2)
+    for server, mules in ((one, 1), (two, 2)):
+        server.wait_ready()
+        assert len(server.ready()["replicas"]) == mules
+        assert server.predict({"text": "hello"}).json == {"res": "Can't tell anything smart about: hello"}
+    assert one.stop() == 0
+    assert two.predict({"text": "hello"}).status == 200
+
+
+def test_ctrl_c_stops_it_and_leaves_nothing_running(start):
+    server = start(MODEL=FANCY, MULES=2).wait_ready()
+    pids = descendants(server.process.pid)
+    assert len(pids) >= 8
+    assert server.stop(signal.SIGINT) == 0
+    assert "stopped" in server.output
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "all processes have ended", 5)
+    assert not list(server.run_dir.glob("*.sock"))
+
+
+def test_a_kill_of_the_supervisor_leaves_nothing_running(start):
+    server = start(MODEL=FANCY, MULES=2).wait_ready()
+    pids = descendants(server.process.pid)
+    server.process.kill()
+    server.process.wait()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "all processes have ended", 15)
+
+
+@pytest.mark.parametrize("role", ["master", "nginx"])
+def test_the_death_of_nginx_or_uwsgi_ends_it_with_an_error(start, role):
+    server = start(MODEL=FANCY, MULES=1).wait_ready()
+    pids = descendants(server.process.pid)
+    master = server.processes()[role][0]
+    subprocess.run(["kill", "-9", str(master)], check=True)
+    assert server.process.wait(20) == 1
+    assert "ended by itself" in server.output
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "all processes have ended", 15)
+
+
+def refused(server) -> str:
+    """The one sentence with which a start was refused."""
+    status = server.process.wait(60)
+    assert status not in (0, None), server.output
+    assert not descendants(server.process.pid)
+    return server.output
+
+
+def test_a_taken_port_is_refused(start):
+    first = start(MODEL=FANCY, MULES=1).wait_ready()
+    output = refused(start(MODEL=FANCY, PORT=first.port))
+    assert output == (
+        f"muleteer: cannot listen on 127.0.0.1:{first.port}: Address already in use; set PORT (or HOST) to another\n"
+    )
+    assert first.predict({"text": "still here"}).status == 200
+
+
+@pytest.mark.parametrize(
+    ("environ", "sentence"),
+    [
+        ({"PORT": "http"}, "PORT = http: it must be a number from 1 to 65535; 8080 would do"),
+        ({"HOST": "no.such.host.invalid"}, "HOST=no.such.host.invalid is no address of this machine"),
+        ({"MODEL": "/nowhere"}, "the model folder /nowhere does not exist; set MODEL to a folder that holds a model"),
+        ({"MULES": "two"}, "mules = two: it must be a whole number, for example 8"),
+        ({"WORKERS": "1"}, "processes = 1: it must be 2 or more; 2 would do"),
+        ({"QUEUE": "300"}, "cache2 items = 512: items must be at least 2 x queue (= 300)"),
+        ({"SERVING_DEADLINE_MS": "60000"}, "[serving] stop_timeout_s = 9: what is in flight may take deadline_ms"),
+        ({"SERVING_DEDLINE_MS": "1"}, "[serving] dedline_ms = 1: there is no such setting; did you mean deadline_ms?"),
+        ({"INI": "/nowhere.ini"}, "/nowhere.ini: No such file or directory; give the path of a uwsgi.ini"),
+        ({"RUN_DIR": "/tmp/" + "x" * 100}, "is too long for a unix socket; set RUN_DIR to a shorter path"),
+    ],
+)
+def test_a_bad_setting_is_refused_in_one_sentence(start, environ, sentence):
+    output = refused(start(**{"MODEL": FANCY, **environ}))
+    assert output.startswith("muleteer: ") and sentence in output
+    assert output.count("\n") == 1
+
+
+def test_a_typo_in_uwsgi_ini_is_refused(start, tmp_path):
+    ini = tmp_path / "uwsgi.ini"
+    ini.write_text((ROOT / "uwsgi.ini").read_text().replace("single-interpreter", "single-interpretor"))
+    output = refused(start(MODEL=FANCY, INI=ini))
+    assert "single-interpretor" in output
+
+
+def test_a_model_that_cannot_be_served_says_why_and_ends(start, tmp_path):
+    (tmp_path / "weights.bin").write_bytes(b"1")
+    output = refused(start(MODEL=tmp_path))
+    assert f"nothing in {tmp_path} can be served (found weights.bin)" in output
+
+
+def failed_once(server):
+    assert server.process.poll() is None, server.output
+    with suppress(OSError, HTTPException):
+        answer = server.request("GET", "/readyz")
+        if answer.status == 503 and b'"paused"' in answer.body:
+            return answer.json
+    return None
+
+
+def test_a_model_that_raises_while_it_loads_is_tried_again_and_then_given_up(start, tmp_path):
+    source = "class Model:\n    inputs = outputs = {'x': 'int64'}\n"
+    source += "    def __init__(self, path):\n        raise OSError('the weights are not mounted')\n"
+    server = start(MODEL=write_model(tmp_path / "broken", source), MULES=1, SERVING_LOAD_ATTEMPTS=2)
+    paused = wait_until(lambda: failed_once(server), "the first load failed")
+    assert paused["replicas"][0]["last_error"] == "the weights are not mounted"
+    output = refused(server)
+    assert "cannot be loaded: the weights are not mounted" in output
+
+
+def test_the_same_server_starts_again_where_it_was(start):
+    first = start(MODEL=FANCY, MULES=1).wait_ready()
+    assert first.stop() == 0
+    again = start(MODEL=FANCY, MULES=1, PORT=first.port, RUN_DIR=first.run_dir).wait_ready()
+    assert again.predict({"text": "x"}).status == 200
+
+
+def test_help_tells_the_environment_and_an_unknown_argument_is_refused():
+    told = subprocess.run([ROOT / "entrypoint.sh", "--help"], capture_output=True, text=True, check=True)
+    assert all(name in told.stdout for name in ("HOST", "PORT", "MODEL", "RUN_DIR", "SERVING_<NAME>"))
+    refused = subprocess.run([ROOT / "entrypoint.sh", "train"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "'train'" in refused.stderr

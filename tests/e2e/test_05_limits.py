@@ -1,0 +1,53 @@
+"""Limits: a full queue and a deadline that passes."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from .conftest import write_model
+from .test_04_health import SLOW
+
+COUNTING = SLOW.replace("        time.sleep", "        open('{file}', 'a').write('x')\n        time.sleep")
+
+
+def test_a_full_queue_refuses_at_once_and_loses_nothing(start, tmp_path):
+    model = write_model(tmp_path / "slow", SLOW)
+    server = start(MODEL=model, MULES=1, QUEUE=4, WORKERS=2, THREADS=16).wait_ready()
+    with ThreadPoolExecutor(16) as clients:
+        answers = list(clients.map(lambda number: server.predict({"seconds": 0.2 + number / 1000}), range(16)))
+    full = [answer for answer in answers if answer.status == 503]
+    good = [answer for answer in answers if answer.status == 200]
+    assert len(full) + len(good) == 16 and len(full) >= 8 and len(good) >= 4
+    for answer in full:
+        assert answer.json["code"] == "queue_full" and "all 4 slots" in answer.json["detail"]
+        assert int(answer.headers["retry-after"]) >= 1
+    slept = [answer.json["slept"] for answer in good]
+    assert len(set(slept)) == len(slept)
+    assert server.predict({"seconds": 0}).status == 200
+
+
+def test_a_deadline_that_passes_is_told_and_the_task_is_dropped_before_predict(start, tmp_path):
+    count = tmp_path / "predicted"
+    count.touch()
+    model = write_model(tmp_path / "slow", COUNTING.replace("{file}", str(count)))
+    server = start(MODEL=model, MULES=1).wait_ready()
+    warm = count.read_text()
+    with ThreadPoolExecutor(8) as clients:
+        first = clients.submit(server.predict, {"seconds": 1.0})
+        time.sleep(0.3)
+        late = [clients.submit(server.predict, {"seconds": 0.0}, X_Request_Timeout_Ms="100") for _ in range(5)]
+        for answer in [future.result() for future in late]:
+            assert (answer.status, answer.json["code"]) == (504, "deadline")
+        assert first.result().status == 200
+    assert server.predict({"seconds": 0.0}).status == 200
+    assert len(count.read_text()) - len(warm) == 2
+
+
+def test_a_deadline_can_be_lowered_and_not_raised(start, tmp_path):
+    model = write_model(tmp_path / "slow", SLOW)
+    server = start(MODEL=model, MULES=2, SERVING_DEADLINE_MS=500).wait_ready()
+    assert server.predict({"seconds": 0.2}).status == 200
+    assert server.predict({"seconds": 0.2}, X_Request_Timeout_Ms="50").status == 504
+    assert server.predict({"seconds": 1.0}, X_Request_Timeout_Ms="5000").status == 504
+    # the reply that came too late goes to nobody
+    for _ in range(20):
+        assert server.predict({"seconds": 0.01}, X_Request_Timeout_Ms="450").json == {"slept": 0.01}
