@@ -1,0 +1,134 @@
+"""The README's commands as they stand, in a clean copy of the tree, by somebody who has nothing yet."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT, descendants, free_port, wait_until
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = [block.strip().splitlines() for block in re.findall(r"^```sh\n(.*?)^```", README, re.S | re.M)]
+COMMANDS = [command for block in BLOCKS for command in block]
+INSTALL_PATIENCE_S = 1200
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """What git knows of the tree, and nothing that was built in it."""
+    folder = tmp_path_factory.mktemp("clone")
+    listed = ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split("\0"):
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture
+def serve(clone):
+    """Runs a `make serve` of the README, on a free port where the README has one of its own."""
+    started = []
+
+    def serve(command):
+        port = free_port()
+        environ = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+        out = clone / f"out.{port}"
+        with out.open("wb") as stream:
+            process = subprocess.Popen(
+                ["bash", "-c", f"exec {re.sub(r'PORT=[0-9]+', '', command)}"],
+                cwd=clone,
+                env=environ | {"PORT": str(port)},
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        started.append(process)
+        ended = lambda: process.poll() is not None  # noqa: E731
+        wait_until(lambda: "  try " in out.read_text() or ended(), "it is serving", INSTALL_PATIENCE_S)
+        assert not ended(), out.read_text()
+        return process, port, out
+
+    yield serve
+    for process in started:
+        for pid in (process.pid, *descendants(process.pid)):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        process.wait()
+
+
+def run(command, clone, port):
+    """The output of a command of the README, with its port replaced."""
+    found = subprocess.run(
+        ["bash", "-c", re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{port}", command)],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def ctrl_c(process):
+    """What a terminal does: SIGINT to all of the foreground process group."""
+    pids = descendants(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(30)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "all processes have ended", 10)
+
+
+def test_two_commands_serve_the_example_from_a_clean_clone(clone, serve):
+    start, ask = COMMANDS[:2]
+    assert start == "make serve"
+    process, port, out = serve(start)
+    told = out.read_text()
+    assert "installing into .venv" in told and "accuracy on 360 held-out images" in told
+    answer = json.loads(run(ask, clone, port))
+    shown = json.loads(re.search(r"^```json\n(.*?)^```", README, re.S | re.M)[1])
+    assert answer["digit"] == shown["digit"] and set(answer) == set(shown)
+    assert json.loads(run(told.partition("  try ")[2], clone, port)) == answer
+    ctrl_c(process)
+    assert "stopped" in out.read_text()
+
+
+def test_an_own_model_is_served_with_its_own_numbers(clone, serve):
+    start, curl, client = COMMANDS[2:5]
+    assert start.startswith("make serve MODEL=examples/fancy MULES=4")
+    process, port, out = serve(start)
+    assert "installing" not in out.read_text()
+    assert "mules  4, " in out.read_text()
+    assert json.loads(run(curl, clone, port)) == {"res": "Can't tell anything smart about: hello"}
+    assert "Can't tell anything smart about: hello" in run(client, clone, port)
+    ctrl_c(process)
+
+
+def test_make_help_lists_the_verbs(clone):
+    told = run("make help", clone, 0)
+    assert [line.split()[1] for line in told.splitlines() if line.startswith("  make ")] == [
+        "help",
+        "serve",
+        "test",
+        "check",
+        "image",
+        "clean",
+    ]
+
+
+def test_every_other_command_is_run_by_ci():
+    image = (ROOT / "tests" / "image" / "check.sh").read_text()
+    ci = (ROOT / ".ci" / "run").read_text()
+    rest = COMMANDS[5:]
+    assert [command for command in rest if not command.startswith("docker")] == ["make test"]
+    assert "make check" in ci and "image/check.sh" in ci
+    for command in rest:
+        if command.startswith("docker run"):
+            # its parts: the port, and the model that is mounted
+            for part in re.findall(r"-p \S+:(\d+)|(-e MODEL=/models/\w+)", command):
+                assert "".join(part) in image, command
