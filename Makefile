@@ -47,7 +47,8 @@ python:
 	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || { \
 	  echo "muleteer: Python's headers are missing, and uWSGI is built from source: apt-get install python3-dev" >&2; exit 1; }
 
-$(VENV)/.ready: pyproject.toml constraints.txt | python
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(MAKE) --no-print-directory python
 	@echo "muleteer: installing into $(VENV) (TensorFlow is some 250 MB, uWSGI is compiled: a minute or two)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[$(EXTRA),examples]'

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,28 @@ def test_an_own_model_is_served_with_its_own_numbers(clone, serve):
     assert json.loads(run(curl, clone, port)) == {"res": "Can't tell anything smart about: hello"}
     assert "Can't tell anything smart about: hello" in run(client, clone, port)
     ctrl_c(process)
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [
+        ("cc", "a C compiler is missing, and uWSGI is built from source: apt-get install gcc libc6-dev"),
+        ("python3", "python3 is not Python 3.11, 3.12 or 3.13: make serve PYTHON=/path/to/python3.11"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_sentence(clone, tmp_path, missing, told):
+    tools = {name: shutil.which(name) for name in ("bash", "sh", "make", "cc", "touch", "test")}
+    tools["python3"] = Path(sys.base_prefix) / "bin" / "python3"
+    for name, path in tools.items():
+        if name != missing:
+            (tmp_path / name).symlink_to(path)
+    bare = tmp_path / "bare"
+    shutil.copytree(clone, bare, ignore=shutil.ignore_patterns(".venv", "models", "run", "out.*", "*.egg-info"))
+    environ = {"PATH": str(tmp_path), "HOME": str(tmp_path)}
+    made = subprocess.run(["make", "serve"], cwd=bare, env=environ, capture_output=True, text=True)
+    assert made.returncode != 0
+    assert [line for line in made.stderr.splitlines() if line.startswith("muleteer: ")] == [f"muleteer: {told}"]
+    assert not (bare / ".venv").exists()
 
 
 def test_make_help_lists_the_verbs(clone):
