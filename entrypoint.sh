@@ -2,9 +2,9 @@
 # PID 1 of the image, and what `make serve` runs: finds Python, then becomes the supervisor of nginx and uWSGI.
 set -eu
 here=$(dirname "$(readlink -f "$0")")
-python=${PYTHON:-$here/.venv/bin/python}
+python=$here/.venv/bin/python
 if [ ! -x "$python" ]; then
-    echo "muleteer: there is no Python at $python: run \`make serve\` once, or set PYTHON" >&2
+    echo "muleteer: there is no Python at $python: run \`make serve\` once" >&2
     exit 2
 fi
 exec "$python" "$here/supervisor.py" "$@"

@@ -148,23 +148,27 @@ class Supervisor:
             yield log
 
     def _until_ready(self) -> int | None:
-        """Wait until a replica is ready.  Returns an exit status when that will not happen."""
-        start = last = time.monotonic()
+        """Wait until the pool is ready.  Returns an exit status when that will not happen."""
+        start = time.monotonic()
+        pause_s = 2.0
+        next_word = start + pause_s
         while True:
             if (status := self._next_event(0.1)) is not None:
                 return status
             ready = self._readyz()
-            if ready.get("status") == "ready":
+            if ready.get("status") == "ready" and not {"starting", "loading"} & _states(ready):
                 self._announce(ready)
                 return None
             if ready.get("status") == "failed":
                 error = next((replica["last_error"] for replica in ready["replicas"] if replica["last_error"]), "")
                 _say(f"the model in {self.folder.path} cannot be loaded: {error}{self._see_log()}")
                 return 1
-            if time.monotonic() - last >= 2:
-                last = time.monotonic()
+            if time.monotonic() >= next_word:
                 errors = {replica["last_error"] for replica in ready.get("replicas", [])} - {""}
-                _say(f"loading {self.folder.name} … {last - start:.0f} s {'; '.join(sorted(errors))}".rstrip())
+                waited = f"loading {self.folder.name} … {time.monotonic() - start:.0f} s"
+                _say("; ".join([waited, *sorted(errors)]))
+                pause_s = min(pause_s * 1.5, 30.0)
+                next_word = time.monotonic() + pause_s
 
     def _readyz(self) -> dict[str, Any]:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
@@ -236,7 +240,9 @@ class Supervisor:
         """Stop nginx, which finishes what it accepted; then uWSGI, which answered it; at most stop_timeout_s."""
         deadline = time.monotonic() + self.settings.stop_timeout_s
         if self.stops:
-            print(flush=True)
+            if sys.stdout.isatty():
+                # below the ^C of the terminal
+                print(flush=True)
             _say(f"draining, for at most {self.settings.stop_timeout_s} s")
         for name, number in (("nginx", signal.SIGQUIT), ("uwsgi", signal.SIGTERM)):
             child = self.children.get(name)
@@ -271,6 +277,10 @@ def _in_child() -> None:
     """Between fork and exec: signals as usual, and an end with the supervisor, however that ends."""
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _states(ready: dict[str, Any]) -> set[str]:
+    return {replica["state"] for replica in ready["replicas"]}
 
 
 def _port(text: str) -> int:

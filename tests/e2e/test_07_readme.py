@@ -44,7 +44,8 @@ def serve(clone):
             process = subprocess.Popen(
                 ["bash", "-c", f"exec {re.sub(r'PORT=[0-9]+', '', command)}"],
                 cwd=clone,
-                env=environ | {"PORT": str(port)},
+                # a Python of the user's choice is for the environment that is made, and for nothing else
+                env=environ | {"PORT": str(port), "PYTHON": str(Path(sys.base_prefix) / "bin" / "python3")},
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
