@@ -178,6 +178,12 @@ def test_what_is_not_http_is_answered_by_nginx_in_our_words(typed, data, status)
     assert json.loads(problem)["status"] == int(status)
 
 
+def test_headers_as_large_as_nginx_takes_them_reach_the_app(typed):
+    headers = b"".join(b"%s: %s\r\n" % (name, b"a" * 8000) for name in (b"Content-Encoding", b"X-Request-Timeout-Ms"))
+    answer = raw(typed, b"POST /predict HTTP/1.1\r\nHost: x\r\n" + headers + b"Content-Length: 2\r\n\r\n{}")
+    assert answer.startswith(b"HTTP/1.1 400 ") and b"expected a whole number of milliseconds" in answer
+
+
 def test_a_body_that_never_ends_harms_nobody(typed):
     with socket.create_connection(("127.0.0.1", typed.port)) as connection:
         connection.sendall(b'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"count"')
