@@ -155,7 +155,6 @@ def test_a_model_that_raises_is_told_in_the_log_and_not_in_the_answer(typed):
 def raw(server, data):
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
@@ -180,7 +179,9 @@ def test_what_is_not_http_is_answered_by_nginx_in_our_words(typed, data, status)
 
 def test_headers_as_large_as_nginx_takes_them_reach_the_app(typed):
     headers = b"".join(b"%s: %s\r\n" % (name, b"a" * 8000) for name in (b"Content-Encoding", b"X-Request-Timeout-Ms"))
-    answer = raw(typed, b"POST /predict HTTP/1.1\r\nHost: x\r\n" + headers + b"Content-Length: 2\r\n\r\n{}")
+    answer = raw(
+        typed, b"POST /predict HTTP/1.1\r\nHost: x\r\n" + headers + b"Connection: close\r\nContent-Length: 2\r\n\r\n{}"
+    )
     assert answer.startswith(b"HTTP/1.1 400 ") and b"expected a whole number of milliseconds" in answer
 
 
