@@ -249,16 +249,17 @@ class Supervisor:
             if child is None:
                 continue
             if child.poll() is None:
-                child.send_signal(number)
-                self._wait(child, deadline)
+                self._stop(child, number, deadline)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
         if self.stops:
             _say("stopped")
 
-    def _wait(self, child: subprocess.Popen[bytes], deadline: float) -> None:
+    def _stop(self, child: subprocess.Popen[bytes], number: int, deadline: float) -> None:
         while child.poll() is None and (left := deadline - time.monotonic()) > 0 and self.stops < 2:
+            # more than once, for uWSGI ignores it until it has started; while it stops, another changes nothing
+            child.send_signal(number)
             # a child's end may have been noticed before this wait: look again now and then
             found = signal.sigtimedwait(SIGNALS, min(left, 0.2))
             if found and found.si_signo != signal.SIGCHLD:

@@ -14,6 +14,7 @@ Raises:   DecodeError, SignatureMismatch.
 
 import base64
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -74,8 +75,9 @@ def _load_slowly(body: bytes) -> Any:
         raise DecodeError(f"the body is not JSON: {error.msg} at offset {offset}") from None
     except RecursionError:
         raise DecodeError("the body is nested too deep") from None
-    except ValueError as error:
-        raise DecodeError(f"the body holds a number that cannot be read: {error}") from None
+    except ValueError:
+        limit = sys.get_int_max_str_digits()
+        raise DecodeError(f"the body holds a number of more than {limit} digits, which cannot be read") from None
 
 
 def _encode_instances(outputs: Tensors) -> bytes:
@@ -118,4 +120,9 @@ def _dump(value: dict[str, Any], outputs: Tensors) -> bytes:
     if all(tensor.dtype.kind != "f" or np.isfinite(tensor).all() for tensor in outputs.values()):
         return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
     # orjson writes NaN as null
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=np.ndarray.tolist).encode()
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_listed).encode()
+
+
+def _listed(part: Tensor | np.generic) -> Any:
+    # a tensor, or the one number that a row of it is
+    return part.tolist()

@@ -100,7 +100,7 @@ class Predict:
         if coding not in ("", "identity"):
             raise UnsupportedMedia(f"Content-Encoding is {coding[:32]!r}; send the body as it is")
         text = environ.get("CONTENT_LENGTH") or "0"
-        if not text.isdecimal():
+        if not (text.isascii() and text.isdecimal() and len(text) <= 18):
             raise DecodeError(f"Content-Length is {text[:32]!r}; expected a number of bytes")
         size, limit = int(text), self._settings.max_body_bytes
         if size > limit:

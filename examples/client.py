@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from pathlib import Path
 
 TRIES = 5
 
@@ -34,8 +35,7 @@ def predict(body: bytes, url: str) -> dict:
 
 
 def main(file: str, url: str = "http://127.0.0.1:8080/predict") -> None:
-    with open(file, "rb") as body:
-        answer = predict(body.read(), url)
+    answer = predict(Path(file).read_bytes(), url)
     for name, value in answer.items():
         print(f"{name}: {json.dumps(value)}")
 

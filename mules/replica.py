@@ -57,12 +57,7 @@ class Replica:
         frames = self._take(wait_s)
         if not frames:
             return 0
-        tasks = [decode_task(frame) for frame in frames]
-        now = time.monotonic()
-        alive = [task for task in tasks if task.deadline > now]
-        if len(alive) < len(tasks):
-            log.info("dropped %d tasks past their deadline", len(tasks) - len(alive))
-        for batch in batching.group(alive):
+        for batch in batching.group([decode_task(frame) for frame in frames]):
             self._answer(batch)
         return len(frames)
 
@@ -81,9 +76,15 @@ class Replica:
                 frames += self._transport.take(left, full)
         return frames
 
-    def _answer(self, batch: batching.Batch) -> None:
-        self._record.beat(busy=True)
+    def _answer(self, tasks: batching.Batch) -> None:
         start = time.monotonic()
+        # looked at again before each predict: the one before, of another shape or of a batch that failed, took its time
+        batch = [task for task in tasks if task.deadline > start]
+        if len(batch) < len(tasks):
+            log.info("dropped %d tasks past their deadline", len(tasks) - len(batch))
+        if not batch:
+            return
+        self._record.beat(busy=True)
         try:
             outputs = self._predict(batch)
         except Exception as error:
@@ -204,8 +205,10 @@ def load(settings: Settings, folder: ModelFolder, transport: Transport, record: 
     engine = engines.load(folder, settings.threads_per_replica)
     limits = (settings.max_batch_rows, folder.options.get("max_batch_rows"), engine.max_batch_rows)
     max_batch_rows = min(limit for limit in limits if limit is not None)
-    if max(len(engine.signature.inputs), len(engine.signature.outputs)) > 255:
-        raise ModelError(f"{folder.path} has more than 255 inputs or outputs")
+    for side in (engine.signature.inputs, engine.signature.outputs):
+        # a frame counts both in one byte
+        if len(side) > 255 or any(len(spec.name.encode()) > 255 for spec in side):
+            raise ModelError(f"{folder.path} has more than 255 inputs or outputs, or a name of more than 255 bytes")
     loaded = time.monotonic()
     warm_up(engine, folder, max_batch_rows)
     card = ModelCard(folder.name, folder.version, engines.find(folder), engine.signature, max_batch_rows)

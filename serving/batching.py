@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from serving.errors import EngineError
 from serving.task import Task, Tensors
 
 Batch = list[Task]
@@ -41,10 +42,13 @@ def slices(inputs: Tensors, rows: int, max_batch_rows: int) -> Iterator[Tensors]
 
 
 def join(parts: list[Tensors]) -> Tensors:
-    """The outputs of all slices, one after the other."""
+    """The outputs of all slices, one after the other; EngineError when they differ in the size of a row."""
     if len(parts) == 1:
         return parts[0]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    try:
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    except ValueError as error:
+        raise EngineError(f"the slices of one request have outputs of different sizes: {error}") from error
 
 
 def split(outputs: Tensors, batch: Batch) -> Iterator[Tensors]:

@@ -23,13 +23,14 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 # what queue_push keeps of a slot for itself
 QUEUE_ITEM_HEADER_BYTES = 16
 _PLACEHOLDER = re.compile(r"%\((\w+)\)|\$\((\w+)\)")
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
 def _serving(default: Any, low: int | None = None) -> Any:
     return field(default=default, metadata={"section": "serving", "low": low})
 
 
-def _uwsgi(low: int) -> Any:
+def _uwsgi(low: int | None = None) -> Any:
     return field(metadata={"section": "uwsgi", "low": low})
 
 
@@ -42,12 +43,12 @@ class Settings:
     threads: int = _uwsgi(1)
     mules: int = _uwsgi(1)
     queue: int = _uwsgi(1)
-    queue_blocksize: int = _uwsgi(1024)
+    queue_blocksize: int = _uwsgi(mmap.PAGESIZE)
     listen: int = _uwsgi(1)
-    worker_reload_mercy: int = _uwsgi(1)
-    mule_reload_mercy: int = _uwsgi(1)
-    cache_items: int = _uwsgi(2)
-    cache_blocksize: int = _uwsgi(1024)
+    worker_reload_mercy: int = _uwsgi()
+    mule_reload_mercy: int = _uwsgi()
+    cache_items: int = _uwsgi()
+    cache_blocksize: int = _uwsgi(4096)
     cache_keysize: int = _uwsgi(16)
 
     # [serving]
@@ -60,7 +61,7 @@ class Settings:
     replica_threads: int = _serving(0, 0)
     load_attempts: int = _serving(3, 1)
     heartbeat_timeout_ms: int = _serving(3000, 1000)
-    stop_timeout_s: int = _serving(9, 1)
+    stop_timeout_s: int = _serving(9)
     log_level: str = _serving("info")
 
     @classmethod
@@ -120,12 +121,18 @@ class Settings:
     def _check_machine(self) -> None:
         memory = memory_bytes()
         if self.mapped_bytes > memory:
-            fix = int(memory * 0.25) // self.queue // mmap.PAGESIZE * mmap.PAGESIZE
+            queue = self.queue * self.queue_blocksize
+            cache = self.mapped_bytes - queue
+            key, count = ("queue_blocksize", self.queue) if queue > cache else ("cache_blocksize", self.cache_items)
+            # a quarter for the larger one, or what the other leaves; a page less than that for what a cache adds
+            left = memory - min(queue, cache)
+            room = min(memory // 4, left) if left > 0 else memory // 4
+            fix = max(room // count // mmap.PAGESIZE - 1, 1) * mmap.PAGESIZE
             reason = (
                 f"the queue and the cache map up to {self.mapped_bytes >> 20} MiB and there are {memory >> 20} MiB"
                 " of memory; make the blocks of the larger one (or the counts) smaller"
             )
-            raise _refusal("queue_blocksize", self.queue_blocksize, reason, max(fix, mmap.PAGESIZE))
+            raise _refusal(key, getattr(self, key), reason, fix)
         limit = int(Path("/proc/sys/net/core/somaxconn").read_text())
         if self.listen > limit:
             raise _refusal("listen", self.listen, f"net.core.somaxconn allows {limit}", limit)
@@ -135,8 +142,9 @@ def read_ini(file: Path, environ: Mapping[str, str]) -> dict[str, dict[str, list
     """The sections of a uWSGI ini file: {section: {key: [each value, in order]}}."""
     try:
         lines = file.read_text().splitlines()
-    except OSError as error:
-        raise SettingsError(f"{file}: {error.strerror}; give the path of a uwsgi.ini") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsError(f"{file}: {reason}; give the path of a uwsgi.ini") from error
     sections: dict[str, dict[str, list[str]]] = {}
     section: dict[str, list[str]] = {}
     condition: str | None = None
@@ -197,7 +205,8 @@ def _filled(value: str, condition: str | None, environ: Mapping[str, str]) -> st
 
 def _uwsgi_values(section: Mapping[str, list[str]], environ: Mapping[str, str]) -> dict[str, int]:
     found = {key.replace("-", "_"): values[-1] for key, values in section.items()}
-    cache = dict(part.partition("=")[::2] for part in found.get("cache2", "").split(",") if part)
+    # of several caches the first is uWSGI's default, and ours
+    cache = dict(part.partition("=")[::2] for part in section.get("cache2", [""])[0].split(",") if part)
     found.update({f"cache_{key}": value for key, value in cache.items()})
     values = {}
     for setting in fields(Settings):
@@ -228,10 +237,10 @@ def _serving_values(section: Mapping[str, list[str]], environ: Mapping[str, str]
 
 
 def _integer(name: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise SettingsError(f"{_shown(name)} = {text}: it must be a whole number, for example 8") from None
+    # int() also takes 1_000, which is 1 for uWSGI
+    if not _INTEGER.fullmatch(text):
+        raise SettingsError(f"{_shown(name)} = {text}: it must be a whole number, for example 8")
+    return int(text)
 
 
 def _shown(name: str) -> str:

@@ -10,8 +10,9 @@ Raises:   SignatureMismatch, with the name of the tensor, what was found and wha
 
 import base64
 import binascii
+import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +37,12 @@ NUMBERS = (
     "float64",
 )
 DTYPES = (*NUMBERS, STRING)
-# a float64 holds every integer up to here; beyond it a neighbour may have been meant
+# a float64 holds every integer below this one; from here on a neighbour may have been meant
 EXACT_INTEGER = 2**53
-_SPEC = re.compile(r"\s*(\w+)\s*(?:\[([\d\s,-]*)\])?\s*")
+# that .flat of a numpy array goes through
+_MOST_AXES = 32
+_SIZE = r"\s*(?:-1|[0-9]+)\s*"
+_SPEC = re.compile(rf"\s*(\w+)\s*(?:\[({_SIZE}(?:,{_SIZE})*|\s*)\])?\s*")
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class TensorSpec:
             raise self._mismatch(f"one row has shape {list(found)}")
 
     def _numbers(self, value: list[Any], booleans: bool) -> Tensor:
+        self._refuse_strings(value)
         try:
             found = np.array(value)
         except (ValueError, OverflowError) as error:
@@ -97,12 +102,24 @@ class TensorSpec:
         if booleans and self.dtype != "bool" and any(type(item) is bool for item in _leaves(value)):
             raise self._complaint(value)
         if self.dtype == "bool":
-            if found.dtype.kind != "b":
+            if found.dtype.kind != "b" and found.size:
                 raise self._complaint(value)
-            return found
+            return found.astype(bool, copy=False)
         if found.dtype.kind not in "iuf":
             raise self._complaint(value)
-        return self._floats(found) if self.dtype.startswith("float") else self._integers(found)
+        return self._floats(found) if self.dtype.startswith("float") else self._integers(value, found)
+
+    def _refuse_strings(self, value: list[Any]) -> None:
+        # numpy makes every element as long as the longest string: one of them, beside many numbers, takes all memory
+        leaves: Iterable[Any] = value
+        for _ in self.shape:
+            leaves = itertools.chain.from_iterable(leaves)
+        try:
+            # the fastest look at each of them
+            sum(leaves)
+        except (TypeError, OverflowError):
+            # no number, or an integer past all floats beside a float
+            self._inspect(value)
 
     def _long_integers(self, value: list[Any], found: Tensor) -> Tensor:
         # integers past 64 bits come as Python objects, and still are numbers for a float
@@ -122,15 +139,19 @@ class TensorSpec:
                 raise self._mismatch(f"{found[overflown][0]} overflows it")
         return tensor
 
-    def _integers(self, found: Tensor) -> Tensor:
+    def _integers(self, value: list[Any], found: Tensor) -> Tensor:
         if found.size == 0:
             return found.astype(self.dtype)
         if found.dtype.kind == "f":
             fractions = ~(np.isfinite(found) & (np.trunc(found) == found))
             if fractions.any():
                 raise self._mismatch(f"{found[fractions][0]} is not an integer")
-            if np.abs(found).max() > EXACT_INTEGER:
-                raise self._mismatch(f"{found.flat[np.abs(found).argmax()]:.17g} overflows it, or is not exact")
+            if np.abs(found).max() >= EXACT_INTEGER:
+                # 2**63 beside 1, or any beside 1.0, makes numpy round them: once more, as they were sent
+                for item in _leaves(value):
+                    if type(item) is float and abs(item) >= EXACT_INTEGER:
+                        raise self._mismatch(f"{item:.17g} overflows it, or is not exact")
+                found = np.array(value, object)
         limit = np.iinfo(self.dtype)
         for extreme in (int(found.min()), int(found.max())):
             if not limit.min <= extreme <= limit.max:
@@ -149,18 +170,24 @@ class TensorSpec:
     def _complaint(self, value: list[Any]) -> SignatureMismatch:
         # the slow way, taken once it is known that something is wrong
         try:
-            _shape(value, self)
-            for item in _leaves(value):
-                if self.dtype == STRING:
-                    try:
-                        _text(item)
-                    except ValueError as error:
-                        return self._mismatch(str(error))
-                elif type(item) not in ((bool,) if self.dtype == "bool" else (int, float)):
-                    return self._mismatch(f"found {_kind(item)}")
+            self._inspect(value)
         except SignatureMismatch as error:
             return error
         return self._mismatch("a number overflows it")
+
+    def _inspect(self, value: list[Any]) -> None:
+        """Raise SignatureMismatch for what is wrong with the nesting or with the kind of an element."""
+        shape = _shape(value, self)
+        for item in _leaves(value):
+            if self.dtype == STRING:
+                try:
+                    _text(item)
+                except ValueError as error:
+                    raise self._mismatch(str(error)) from error
+            elif type(item) not in ((bool,) if self.dtype == "bool" else (int, float)):
+                raise self._mismatch(f"found {_kind(item)}")
+        if len(shape) != len(self.shape) + 1:
+            raise self._mismatch(f"one row has shape {list(shape[1:])}")
 
     def _mismatch(self, found: str) -> SignatureMismatch:
         return SignatureMismatch(f"input {self.name!r}: {found}; one row is {self}")
@@ -242,7 +269,7 @@ def _leaves(value: list[Any]) -> Iterator[Any]:
 
 
 def _shape(value: list[Any], spec: TensorSpec) -> tuple[int, ...]:
-    """The shape of nested lists; SignatureMismatch if they are ragged or deeper than one row is."""
+    """The shape of nested lists; SignatureMismatch if they are ragged or deeper than any tensor."""
     shape = [len(value)]
     level = value
     while level and all(isinstance(item, list) for item in level):
@@ -250,7 +277,7 @@ def _shape(value: list[Any], spec: TensorSpec) -> tuple[int, ...]:
         if len(sizes) > 1:
             raise spec._mismatch(f"ragged lists, of {min(sizes)} and of {max(sizes)} elements")
         shape.append(sizes.pop())
-        if len(shape) > len(spec.shape) + 1:
+        if len(shape) > _MOST_AXES:
             raise spec._mismatch(f"lists nested deeper than {len(spec.shape) + 1} with the rows")
         level = [element for item in level for element in item]
     if any(isinstance(item, list) for item in level):

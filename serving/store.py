@@ -169,8 +169,10 @@ class Board:
     def card(self) -> ModelCard | None:
         """The card written last, None before any replica has loaded its model."""
         newest = max(self.records, key=lambda record: record.generation)
-        if newest.generation != self._generation and (card := newest.card()):
-            self._card, self._generation = card, newest.generation
+        # read before the card: one that is written meanwhile is then read the next time
+        generation = newest.generation
+        if generation != self._generation and (card := newest.card()):
+            self._card, self._generation = card, generation
         return self._card
 
     def statuses(self, now: float | None = None) -> list[ReplicaStatus]:

@@ -95,8 +95,10 @@ class MemoryTransport:
         frames: list[bytes] = []
         with self._changed:
             self._changed.wait_for(lambda: self._queue, wait_s)
-            while self._queue and not (frames and full(frames[-1])):
+            while self._queue:
                 frames.append(self._queue.popleft())
+                if full(frames[-1]):
+                    break
         return frames
 
     def publish(self, uuid: bytes, seat: int, reply: bytes) -> None:

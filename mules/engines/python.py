@@ -103,9 +103,9 @@ def _tensor(value: Any, spec: TensorSpec, axes: int) -> Tensor:
     """What the model returned, as a tensor of its spec."""
     try:
         if spec.dtype != STRING:
-            return np.asarray(value, spec.dtype)
+            return _numbers(value, spec)
         tensor = np.asarray(value, object)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise EngineError(f"output {spec.name!r}: {error}; expected {spec}") from error
     if tensor.ndim != axes:
         raise EngineError(f"output {spec.name!r} has {tensor.ndim} axes and should have {axes}: {spec}")
@@ -115,3 +115,16 @@ def _tensor(value: Any, spec: TensorSpec, axes: int) -> Tensor:
             raise EngineError(f"output {spec.name!r}: {type(item).__name__} found; expected str or bytes")
         texts.flat[index] = item if isinstance(item, bytes) else item.encode()
     return texts
+
+
+def _numbers(value: Any, spec: TensorSpec) -> Tensor:
+    """A copy, for the model may use its array again; no value is changed but by the rounding of a float."""
+    found = np.asarray(value)
+    if found.dtype.kind not in "biuf":
+        raise EngineError(f"output {spec.name!r}: {found.dtype} found; expected {spec}")
+    with np.errstate(invalid="ignore"):
+        # not from found: numpy makes floats of 1 beside 2**63
+        tensor = np.array(value, spec.dtype)
+    if tensor.dtype.kind != "f" and tensor.dtype != found.dtype and not (tensor == found).all():
+        raise EngineError(f"output {spec.name!r}: {found.dtype} found with values that {spec} cannot hold")
+    return tensor

@@ -4,6 +4,7 @@ Runs in:  mule; the one place where tensorflow is imported, after the fork.
 Shapes:   the first axis of every input and output is the rows; a fixed first axis is the size of a batch.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,17 +23,16 @@ from serving.task import Tensors
 
 _DEFAULT_SIGNATURE = "serving_default"
 
+log = logging.getLogger("muleteer.tensorflow")
+
 
 class TensorFlowEngine:
     """One concrete function with named inputs and outputs."""
 
-    def __init__(
-        self, function: Callable[..., dict[str, Any]], names: dict[str, str], signature: Signature, rows: int | None
-    ) -> None:
+    def __init__(self, function: Callable[..., dict[str, Any]], signature: Signature, rows: int | None) -> None:
         self.signature = signature
         self.max_batch_rows = rows
         self._function = function
-        self._names = names  # {our name: the argument's name}
         self._rows = rows
 
     def predict(self, inputs: Tensors) -> Tensors:
@@ -40,20 +40,28 @@ class TensorFlowEngine:
         if self._rows is not None and rows < self._rows:
             # the graph takes batches of one size only
             inputs = {name: _padded(tensor, self._rows) for name, tensor in inputs.items()}
-        found = self._function(**{self._names[name]: tf.constant(tensor) for name, tensor in inputs.items()})
+        found = self._function(**{name: tf.constant(tensor) for name, tensor in inputs.items()})
         return {spec.name: found[spec.name].numpy()[:rows] for spec in self.signature.outputs}
 
 
 def load(folder: ModelFolder, threads: int) -> TensorFlowEngine:
     """Load the SavedModel, or the one .keras file, of a folder."""
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    _use_threads(threads)
     archives = sorted(folder.path.glob("*.keras"))
     if (folder.path / "saved_model.pb").is_file():
         return _load_saved_model(folder)
     if len(archives) != 1:
         raise ModelError(f"{folder.path} holds {len(archives)} .keras files; it needs one, or a saved_model.pb")
     return _load_keras(folder, archives[0])
+
+
+def _use_threads(threads: int) -> None:
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    except RuntimeError:
+        # only before its first use; never so in a mule, which loads one model, but in a notebook that loads a second
+        log.warning("TensorFlow is in use already and keeps its threads, not %d", threads)
 
 
 def _load_saved_model(folder: ModelFolder) -> TensorFlowEngine:
@@ -72,29 +80,49 @@ def _load_saved_model(folder: ModelFolder) -> TensorFlowEngine:
 
 
 def _load_keras(folder: ModelFolder, file: Path) -> TensorFlowEngine:
-    model = tf.keras.models.load_model(file, compile=False)
-    if not model.inputs:
-        raise ModelError(f"{file} was never built, and so has no input shapes; save it after a first call")
-    names = [spec.name for spec in folder.declared("inputs") or ()] or [tensor.name for tensor in model.inputs]
-    outputs = [spec.name for spec in folder.declared("outputs") or ()] or list(model.output_names)
+    archive = tf.keras.models.load_model(file, compile=False)
+    if not getattr(archive, "inputs", None):
+        raise ModelError(
+            f"{file} does not say what its inputs are (it is a class of its own, or was never built);"
+            " serve what model.export(folder) writes, a SavedModel"
+        )
+    # whatever structure it has, Sequential, dicts or lists: one flat list in, one out, in the archive's order
+    model = tf.keras.Model(archive.inputs, archive.outputs)
+    names = _names(folder, "inputs", [tensor.name for tensor in model.inputs])
+    outputs = _names(folder, "outputs", _output_names(archive, model))
     if len(names) != len(model.inputs) or len(outputs) != len(model.outputs):
         raise ModelError(
             f"{file} has {len(model.inputs)} inputs and {len(model.outputs)} outputs;"
             f" model.toml names {len(names)} and {len(outputs)}"
         )
+    if len(set(outputs)) < len(outputs):
+        raise ModelError(f"{file} has outputs of one name ({', '.join(outputs)}); name them in model.toml [outputs]")
     arguments = {
-        name: tf.TensorSpec(tensor.shape, tensor.dtype, name) for name, tensor in zip(names, model.inputs, strict=True)
+        name: tf.TensorSpec(tensor.shape, tensor.dtype) for name, tensor in zip(names, model.inputs, strict=True)
     }
-    structure = model._inputs_struct
 
-    def call(**tensors: Any) -> dict[str, Any]:
-        packed = tf.nest.pack_sequence_as(structure, [tensors[name] for name in names])
-        found = tf.nest.flatten(model(packed, training=False))
+    # one dict, for a name need not be one that Python would take for an argument
+    def call(tensors: dict[str, Any]) -> dict[str, Any]:
+        found = tf.nest.flatten(model([tensors[name] for name in names], training=False))
         return dict(zip(outputs, found, strict=True))
 
-    function = tf.function(call).get_concrete_function(**arguments)
+    function = tf.function(call).get_concrete_function(arguments)
     function._muleteer_model = model
-    return _engine(folder, function, arguments, function.structured_outputs)
+    return _engine(folder, lambda **tensors: function(tensors), arguments, function.structured_outputs)
+
+
+def _names(folder: ModelFolder, table: str, own: list[str]) -> list[str]:
+    """The names that model.toml gives in the archive's order; its own names it may list in any, or leave out."""
+    names = [spec.name for spec in folder.declared(table) or ()]
+    return own if set(names) <= set(own) else names
+
+
+def _output_names(archive: Any, model: Any) -> list[str]:
+    """The keys of a dict of outputs, which Keras sorts; else the layers that they come from."""
+    structure = getattr(archive, "output", None)
+    if isinstance(structure, dict) and len(structure) == len(model.outputs):
+        return sorted(structure)
+    return list(model.output_names)
 
 
 def _engine(folder: ModelFolder, function: Any, arguments: dict[str, Any], outputs: dict[str, Any]) -> TensorFlowEngine:
@@ -107,7 +135,7 @@ def _engine(folder: ModelFolder, function: Any, arguments: dict[str, Any], outpu
     sizes = {spec.shape[0] for spec in arguments.values()}
     if len(sizes) != 1:
         raise ModelError(f"{folder.path}: the first axes of the inputs differ: {sizes}; they must be the rows")
-    return TensorFlowEngine(function, {name: name for name in arguments}, signature, sizes.pop())
+    return TensorFlowEngine(function, signature, sizes.pop())
 
 
 def _specs(folder: ModelFolder, tensors: dict[str, Any]) -> tuple[TensorSpec, ...]:

@@ -1,0 +1,63 @@
+# The model server: nginx, uWSGI and TensorFlow, for one user without rights.  It needs no compiler, and has none.
+#   docker build -t muleteer .
+#   docker run -p 8080:80 muleteer
+#   docker run -p 8080:80 -v $PWD/my_model:/models/my_model:ro -e MODEL=/models/my_model muleteer
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+# ---- build: uWSGI comes as source; the venv is made where it will run, for its scripts name their Python
+FROM ${BASE_IMAGE} AS build
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /build
+RUN python3 -m venv --without-pip /srv/muleteer/.venv
+COPY pyproject.toml constraints.txt ./
+# tensorflow, or gpu for tensorflow[and-cuda]
+ARG EXTRA=tensorflow
+RUN python3 -m pip --python /srv/muleteer/.venv/bin/python install --no-cache-dir -c constraints.txt ".[$EXTRA]"
+
+# ---- example: trains the digits model, and fails when its accuracy on held-out images is too low
+FROM build AS example
+RUN python3 -m pip --python /srv/muleteer/.venv/bin/python install --no-cache-dir -c constraints.txt ".[$EXTRA,examples]"
+COPY examples/digits examples/digits
+RUN mkdir models && /srv/muleteer/.venv/bin/python examples/digits/train.py models/digits
+
+# ---- slim: the same venv without what never runs: C++ headers, symbol tables, a parser of C that nothing imports.
+# Bytecode stays, for the file system may be read-only: without it each replica would compile TensorFlow's Python.
+FROM build AS slim
+RUN cd /srv/muleteer/.venv/lib/python3*/site-packages \
+    && rm -rf tensorflow/include clang/native/libclang.so \
+    && find tensorflow -name '*.so*' -type f -exec strip --strip-unneeded {} +
+
+# ---- code: readable for every user, whatever the umask of the checkout was
+FROM ${BASE_IMAGE} AS code
+WORKDIR /srv/muleteer
+COPY app app
+COPY mules mules
+COPY serving serving
+COPY examples/fancy examples/fancy
+COPY wsgi.py supervisor.py entrypoint.sh uwsgi.ini nginx.conf ./
+RUN python3 -m compileall -q . && chmod -R a+rX . && chmod a+x entrypoint.sh
+
+# ---- what runs
+FROM ${BASE_IMAGE}
+# /run is writable for any user, and so is a tmpfs over it, which takes its mode; nginx opens its own error.log before it
+# reads where ours is
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends nginx \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin \
+    && ln -sf /dev/stderr /var/log/nginx/error.log \
+    && chmod 1777 /run \
+    && useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin muleteer
+WORKDIR /srv/muleteer
+COPY --from=slim /srv/muleteer/.venv .venv
+COPY --from=example /build/models models
+COPY --from=code /srv/muleteer ./
+ENV HOST=0.0.0.0 PORT=80 RUN_DIR=/run/muleteer HOME=/tmp PYTHONDONTWRITEBYTECODE=1
+USER 10001:10001
+EXPOSE 80
+STOPSIGNAL SIGTERM
+# a model may take minutes to load; one that cannot be loaded ends the container
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 CMD ["python3", "-Ic", "import http.client, os, sys; c = http.client.HTTPConnection(os.environ['HOST'], int(os.environ['PORT']), timeout=4); c.request('GET', '/readyz'); r = c.getresponse(); print(r.read().decode()); sys.exit(r.status != 200)"]
+ENTRYPOINT ["/srv/muleteer/entrypoint.sh"]
+CMD ["serve"]

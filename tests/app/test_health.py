@@ -1,0 +1,96 @@
+"""GET /healthz and GET /readyz."""
+
+import pytest
+
+from serving.model import ModelCard
+from serving.store import State
+
+from .conftest import Chain, check_problem
+
+FIELDS = {"id", "pid", "state", "ready", "version", "heartbeat_age_s", "busy_s", "failures", "last_error"}
+
+
+@pytest.fixture
+def chain():
+    return Chain()
+
+
+@pytest.fixture
+def records(chain):
+    return chain.board.records
+
+
+def ready(chain):
+    response = chain.get("/readyz")
+    assert response.content_type == "application/json"
+    assert response.headers["Cache-Control"] == "no-store"
+    return response.status_code, response.json
+
+
+def test_healthz_says_that_the_process_is_up_whatever_the_replicas_do(chain):
+    response = chain.get("/healthz")
+    assert (response.status_code, response.json) == (200, {"status": "up"})
+
+
+def test_readyz_is_503_before_anything_has_started(chain):
+    status, body = ready(chain)
+    assert (status, body["status"], body["ready_replicas"], body["model"]) == (503, "not ready", 0, None)
+    for id, replica in enumerate(body["replicas"], start=1):
+        assert set(replica) == FIELDS
+        assert (replica["id"], replica["state"], replica["version"]) == (id, "starting", None)
+        assert (replica["heartbeat_age_s"], replica["last_error"]) == (None, "")
+
+
+def test_readyz_is_200_with_one_ready_replica(chain, records):
+    records[1].start(pid=4711)
+    records[1].describe(ModelCard("double", 3, "python", chain.signature, 32))
+    records[1].beat()
+    records[1].succeed()
+    status, body = ready(chain)
+    assert (status, body["status"], body["ready_replicas"]) == (200, "ready", 1)
+    replica = body["replicas"][1]
+    assert (replica["id"], replica["pid"], replica["state"], replica["version"]) == (2, 4711, "ready", 3)
+    assert replica["ready"] is True and replica["heartbeat_age_s"] >= 0
+    assert body["model"]["name"] == "double"
+    assert body["model"]["signature"]["inputs"] == [{"name": "x", "dtype": "float32", "shape": [-1]}]
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.READY])
+def test_readyz_is_503_in_any_other_state(chain, records, state):
+    for record in records:
+        record.start(pid=1)
+        record.state = state
+    status, body = ready(chain)
+    assert (status, body["status"]) == (503, "failed" if state is State.FAILED else "not ready")
+    assert {replica["state"] for replica in body["replicas"]} == {state.name.lower()}
+
+
+def test_readyz_is_503_when_a_ready_replica_has_lost_its_heartbeat(chain, records):
+    # its process is gone and its memory, which still says ready, is not
+    records[0].succeed()
+    assert ready(chain)[0] == 503
+
+
+def test_readyz_shows_why_a_load_failed(chain, records):
+    records[0].fail("the file is gone", pause_s=60)
+    replica = ready(chain)[1]["replicas"][0]
+    assert (replica["last_error"], replica["failures"]) == ("the file is gone", 1)
+
+
+@pytest.mark.parametrize(
+    ("first", "once_ready", "status"),
+    [(State.FAILED, False, "failed"), (State.PAUSED, False, "not ready"), (State.FAILED, True, "not ready")],
+)
+def test_the_pool_has_failed_when_all_have_and_none_was_ever_ready(chain, records, first, once_ready, status):
+    if once_ready:
+        records[0].succeed()
+    records[0].state, records[1].state = first, State.FAILED
+    assert ready(chain)[1]["status"] == status
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_health_is_read_with_get_and_head_alone(chain, path):
+    assert chain.get(path, "HEAD").data == b""
+    refusal = chain.get(path, "POST")
+    check_problem(refusal, 405, "method_not_allowed", f"POST is not for {path}")
+    assert "GET" in refusal.headers["Allow"]

@@ -1,0 +1,198 @@
+"""POST /predict, through both doors, down to a real replica and back."""
+
+import re
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from serving.transport import MemoryTransport
+from serving.wire import decode_task
+
+from .conftest import DOORS, Chain, Double, check_problem
+
+GOOD = b'{"x": [1, 2]}'
+LIMITS = {"max_request_rows": 3, "max_body_bytes": 4096}
+
+
+@pytest.fixture(scope="module")
+def chain():
+    chain = Chain(transport=MemoryTransport(max_frame_bytes=2048, max_reply_bytes=1024), **LIMITS).serve()
+    yield chain
+    chain.close()
+
+
+GOOD_BODIES = [
+    (b'{"instances": [[1, 2], [3, 4]]}', b'{"predictions":[{"y":[2.0,4.0],"sum":3.0},{"y":[6.0,8.0],"sum":7.0}]}'),
+    (b'{"inputs": {"x": [[1], [0.1]]}}', b'{"outputs":{"y":[[2.0],[0.2]],"sum":[1.0,0.1]}}'),
+    (GOOD, b'{"y":[2.0,4.0],"sum":3.0}'),
+    (b'{"x": [NaN, Infinity]}', b'{"y":[NaN,Infinity],"sum":NaN}'),
+]
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(("body", "answer"), GOOD_BODIES)
+def test_a_good_request_is_answered(chain, door, body, answer):
+    response = chain.post(body, door, X_Request_ID="a-1")
+    assert (response.status, response.data) == ("200 OK", answer)
+    assert response.content_type == "application/json"
+    assert response.headers["Content-Length"] == str(len(answer))
+    assert response.headers["X-Request-ID"] == "a-1"
+    assert response.headers["X-Model-Version"] == "3"
+
+
+def long(count):
+    return b'{"x": [' + b",".join([b"1"] * count) + b"]}"
+
+
+REFUSED = [
+    (b"", {}, {}, 400, "bad_body", "the body is empty"),
+    (b'{"x": [1,]}', {}, {}, 400, "bad_body", "at offset 9"),
+    (b'{"instances": [], "inputs": []}', {}, {}, 400, "bad_body", "one of three forms"),
+    (b'{"x": ["1"]}', {}, {}, 400, "signature", "found the string '1'; one row is float32[-1]"),
+    (b'{"y": [1]}', {}, {}, 400, "signature", "'x' is missing"),
+    (GOOD, {}, {"CONTENT_LENGTH": "five"}, 400, "bad_body", "Content-Length is 'five'"),
+    (GOOD, {}, {"CONTENT_LENGTH": "9" * 5000}, 400, "bad_body", "Content-Length is '999"),
+    (GOOD, {}, {"CONTENT_LENGTH": "50"}, 400, "bad_body", "ends after 13 of 50 bytes"),
+    (b'{"instances": [[1], [2], [3], [4]]}', {}, {}, 413, "too_large", "4 rows and the limit is 3: max_request_rows"),
+    (GOOD + b" " * 4096, {}, {}, 413, "too_large", "4109 bytes and the limit is 4096: max_body_bytes"),
+    (long(800), {}, {}, 413, "too_large", "a slot holds 2048"),
+    (long(400), {}, {}, 500, "reply_too_large", "a block holds 1024"),
+    (GOOD, {"Content_Encoding": "gzip"}, {}, 415, "media_type", "Content-Encoding is 'gzip'"),
+    (GOOD, {"X_Request_Timeout_Ms": "soon"}, {}, 400, "bad_request", "X-Request-Timeout-Ms is 'soon'"),
+    (GOOD, {"X_Request_Timeout_Ms": "0"}, {}, 400, "bad_request", "expected a whole number of milliseconds"),
+    (GOOD, {"X_Request_Timeout_Ms": "-5"}, {}, 400, "bad_request", "'-5'"),
+    (GOOD, {"X_Request_Timeout_Ms": "1.5"}, {}, 400, "bad_request", "'1.5'"),
+    (GOOD, {"X_Request_Timeout_Ms": "9" * 5000}, {}, 400, "bad_request", "X-Request-Timeout-Ms"),
+    (b'{"x": [13]}', {}, {}, 500, "engine", "the model raised ValueError; the log has more under this request id"),
+]
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    ("body", "headers", "environ", "status", "code", "told"), REFUSED, ids=[told for *_, told in REFUSED]
+)
+def test_a_bad_request_is_refused_and_says_why(chain, door, body, headers, environ, status, code, told):
+    check_problem(chain.post(body, door, environ, **headers), status, code, told)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "environ"),
+    [(body, {}, {}) for body, _ in GOOD_BODIES] + [request[:3] for request in REFUSED],
+    ids=[body.decode() for body, _ in GOOD_BODIES] + [told for *_, told in REFUSED],
+)
+def test_both_doors_give_the_same_bytes(chain, body, headers, environ):
+    def seen(door):
+        response = chain.post(body, door, environ, X_Request_ID="same", **headers)
+        return (
+            response.status,
+            [(name, re.sub(r"dur=[\d.]+", "dur=", value)) for name, value in response.headers],
+            response.data,
+        )
+
+    assert seen("flask") == seen("short cut")
+
+
+def test_server_timing_tells_where_the_time_went(chain):
+    timing = chain.post(GOOD).headers["Server-Timing"]
+    assert re.fullmatch(r"decode;dur=[\d.]+, queue;dur=[\d.]+, predict;dur=[\d.]+, encode;dur=[\d.]+", timing)
+
+
+@pytest.mark.parametrize("body", [GOOD, b""])
+@pytest.mark.parametrize("id", ["a", "A.b_c:d+e=f@g-1", "x" * 64, "7b0e5a4e-5b0c-4f53-8f3c-0d1d3e2a9a10"])
+def test_a_sound_request_id_is_kept(chain, id, body):
+    assert chain.post(body, X_Request_ID=id).headers["X-Request-ID"] == id
+
+
+@pytest.mark.parametrize("id", [None, "", "x" * 65, "two words", 'quote"', "né", "a/b", "line\x0bfeed"])
+def test_any_other_request_id_is_replaced_by_a_uuid(chain, id):
+    given = {} if id is None else {"HTTP_X_REQUEST_ID": id}
+    echoed = [chain.post(GOOD, environ=given).headers["X-Request-ID"] for _ in range(2)]
+    assert echoed[0] != echoed[1]
+    assert all(uuid.UUID(text).version == 4 and str(uuid.UUID(text)) == text for text in echoed)
+
+
+class Meet(Double):
+    """Answers once two rows are being predicted at a time."""
+
+    def __init__(self):
+        self.barrier = threading.Barrier(2, timeout=30)
+
+    def predict(self, inputs):
+        self.barrier.wait()
+        return super().predict(inputs)
+
+
+def test_two_requests_at_once_with_the_same_id_get_their_own_answers(make_chain):
+    chain = make_chain(Meet()).serve(replicas=2, max_batch_rows=1)
+    with ThreadPoolExecutor(2) as clients:
+        bodies = [b'{"x": [1]}', b'{"x": [2]}']
+        answers = list(clients.map(lambda body: chain.post(body, X_Request_ID="same").json, bodies))
+    assert [answer["sum"] for answer in answers] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(("header", "limit_ms"), [(None, 40), ("20", 20), ("60000", 40), ("999999999", 40)])
+def test_the_timeout_header_lowers_the_deadline_and_never_raises_it(make_chain, header, limit_ms):
+    chain = make_chain(deadline_ms=40).ready()
+    before = time.monotonic()
+    check_problem(chain.post(GOOD, **({"X_Request_Timeout_Ms": header} if header else {})), 504, "deadline")
+    task = decode_task(chain.transport.take(0, lambda frame: True)[0])
+    # it counts from the arrival, which is between before and offered
+    assert before + limit_ms / 1000 <= task.deadline <= task.offered + limit_ms / 1000
+
+
+class Gate(Double):
+    def __init__(self):
+        self.open = threading.Event()
+
+    def predict(self, inputs):
+        assert self.open.wait(30)
+        return super().predict(inputs)
+
+
+def test_a_reply_that_comes_too_late_is_not_given_to_the_next_request(make_chain):
+    chain = make_chain(model := Gate()).serve()
+    check_problem(chain.post(b'{"x": [1]}', X_Request_Timeout_Ms="30"), 504, "deadline")
+    model.open.set()
+    assert chain.post(b'{"x": [2]}').json["sum"] == 2.0
+
+
+def test_a_full_queue_is_refused_at_once_and_says_when_to_come_back(make_chain):
+    chain = make_chain(transport=MemoryTransport(slots=1)).ready()
+    chain.transport.offer(b"another", 7)
+    response = chain.post(GOOD)
+    check_problem(response, 503, "queue_full", "all 1 slots of the queue are taken")
+    assert response.headers["Retry-After"] == "1"
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_nothing_is_accepted_before_a_replica_has_loaded_the_model(make_chain, door):
+    chain = make_chain()
+    response = chain.post(GOOD, door)
+    check_problem(response, 503, "model_loading", "/readyz")
+    assert response.headers["Retry-After"] == "2"
+    assert not chain.transport.waiting()
+
+
+def test_what_a_model_raised_is_in_the_log_under_the_request_id_and_not_in_the_answer(chain, caplog):
+    response = chain.post(b'{"x": [13]}', X_Request_ID="raising-1")
+    check_problem(response, 500, "engine")
+    assert b"secret" not in response.data
+    record = next(record for record in caplog.records if record.exc_info)
+    assert "request=raising-1" in record.message
+    assert "Traceback" in caplog.text and "ValueError: the secret is 42" in caplog.text
+
+
+class Broken(MemoryTransport):
+    def offer(self, frame, seat):
+        raise RuntimeError("the secret is 42")
+
+
+def test_a_fault_of_the_server_is_answered_and_logged_under_the_request_id(make_chain, caplog):
+    chain = make_chain(transport=Broken()).ready()
+    response = chain.post(GOOD, X_Request_ID="broken-1")
+    check_problem(response, 500, "internal")
+    assert b"secret" not in response.data
+    assert "request=broken-1" in caplog.text and "RuntimeError: the secret is 42" in caplog.text

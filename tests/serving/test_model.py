@@ -1,0 +1,170 @@
+"""Model folders: which version is served, what model.toml may say, the sample, and the card."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.errors import ModelError
+from serving.model import ModelCard, ModelFolder, specs
+from serving.signature import DTYPES, Signature, TensorSpec
+
+XY = Signature((TensorSpec("x", "float32", (2,)), TensorSpec("y", "string")), ())
+
+
+@pytest.fixture
+def find(tmp_path):
+    """The model folder with these files: {path: text or bytes}."""
+
+    def find(files):
+        root = tmp_path / "digits"
+        for name, content in files.items():
+            file = root / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return ModelFolder.find(root)
+
+    return find
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "version", "path"),
+    [
+        (["model.py"], "digits", 1, "."),
+        (["1/model.py"], "digits", 1, "1"),
+        (["2/model.py", "10/model.py", "9/model.py"], "digits", 10, "10"),
+        (["007/model.py", "6/model.py"], "digits", 7, "007"),
+        (["0/model.py", "1.5/x", "v2/x", "-3/x", "²/x", "3"], "digits", 0, "0"),
+    ],
+)
+def test_the_highest_version_is_served(find, files, name, version, path):
+    folder = find(dict.fromkeys(files, ""))
+    assert (folder.name, folder.version, folder.path) == (name, version, folder.root / path)
+
+
+@pytest.mark.parametrize("relative", ["missing", "file", "empty", "versions"])
+def test_a_folder_that_holds_no_model_is_told(tmp_path, relative):
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "versions" / "3").mkdir(parents=True)
+    told = {
+        "missing": "missing does not exist; set MODEL to a folder that holds a model",
+        "file": "file is not a folder; set MODEL to a folder that holds a model",
+        "empty": "empty is empty; it needs a SavedModel, a .keras file or a model.py",
+        "versions": "versions/3 is empty; it needs a SavedModel, a .keras file or a model.py",
+    }
+    with pytest.raises(ModelError) as caught:
+        ModelFolder.find(tmp_path / relative)
+    assert str(caught.value).endswith(told[relative])
+
+
+def test_options_come_from_the_version_if_it_has_some_else_from_the_root(find):
+    root = {"model.toml": 'name = "root"\nmax_batch_rows = 1', "1/model.py": "", "sample.json": "{}"}
+    assert (find(root).name, find(root).options["max_batch_rows"]) == ("root", 1)
+    own = find({**root, "2/model.toml": 'name = "own"\nsignature = "s"\nengine = "e"'})
+    assert (own.name, own.options) == ("own", {"name": "own", "signature": "s", "engine": "e"})
+
+
+@pytest.mark.parametrize(
+    ("toml", "told"),
+    [
+        ("nam = 'a'", "'nam' is not one of name, engine, signature, sample, max_batch_rows, inputs, outputs"),
+        ("name = 3", "name = 3 is not a str"),
+        ("max_batch_rows = '3'", "max_batch_rows = '3' is not a int"),
+        ("max_batch_rows = true", "max_batch_rows = True is not a int"),
+        ("max_batch_rows = 0", "max_batch_rows = 0 must be 1 or more"),
+        ("inputs = 'x'", "inputs = 'x' is not a dict"),
+        ("name = ", "model.toml: Invalid value (at end of document)"),
+        (b"name = '\xff'", "model.toml: 'utf-8' codec can't decode"),
+    ],
+)
+def test_a_model_toml_that_is_wrong_is_told(find, toml, told):
+    with pytest.raises(ModelError) as caught:
+        find({"model.toml": toml})
+    assert told in str(caught.value)
+
+
+def test_inputs_and_outputs_are_declared_with_their_types(find):
+    folder = find({"model.toml": '[inputs]\nx = "float32[8, -1]"\n"a b" = "string"'})
+    assert folder.declared("inputs") == (TensorSpec("x", "float32", (8, -1)), TensorSpec("a b", "string"))
+    assert folder.declared("outputs") is None
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ({}, "expected names with their types"),
+        ([], "expected names with their types"),
+        ("float32", "expected names with their types"),
+        ({"x": "float"}, "x = 'float': float is not one of bool, "),
+        ({"x": "float32[a]"}, "x = 'float32[a]': write it as dtype[sizes of one row]"),
+        ({"x": 3}, "x = '3': 3 is not one of"),
+        ({"": "bool"}, "'' is no name of 1 to 128 bytes"),
+        ({"ä" * 65: "bool"}, "is no name of 1 to 128 bytes"),
+        ({3: "bool"}, "3 is no name of 1 to 128 bytes"),
+    ],
+)
+def test_types_that_are_wrong_are_told_with_their_place(table, told):
+    with pytest.raises(ModelError) as caught:
+        specs(table, "here")
+    assert str(caught.value).startswith("here: ")
+    assert told in str(caught.value)
+
+
+def test_without_a_sample_the_model_is_warmed_up_with_zeros(find):
+    sample = find({"model.py": ""}).sample(XY)
+    assert {name: tensor.tolist() for name, tensor in sample.items()} == {"x": [[0, 0]], "y": [b""]}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"sample.json": '{"x": [1, 2], "y": "root"}', "1/model.py": ""}, b"root"),
+        ({"sample.json": "{}", "1/sample.json": '{"x": [NaN, 2], "y": "own"}'}, b"own"),
+        ({"a.json": '{"y": {"b64": "/w=="}, "x": [1, 2]}', "model.toml": "sample = 'a.json'"}, b"\xff"),
+    ],
+)
+def test_the_sample_is_the_versions_own_or_that_of_the_root(find, files, expected):
+    sample = find(files).sample(XY)
+    assert sample["y"].tolist() == [expected]
+    assert sample["x"].shape == (1, 2) and sample["x"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("sample", "told"),
+    [
+        ("[1]", "sample.json: a sample is one JSON object"),
+        ("{", "sample.json: Expecting property name"),
+        (b'{"x": "\xff"}', "sample.json: 'utf-8' codec can't decode"),
+        ("[" * 100_000, "sample.json: maximum recursion depth exceeded"),
+        ('{"x": [1, 2]}', "sample.json: the body: 'y' is missing"),
+        ('{"x": [1, true], "y": ""}', "sample.json: input 'x': found true; one row is float32[2]"),
+    ],
+)
+def test_a_sample_that_is_wrong_is_told(find, sample, told):
+    with pytest.raises(ModelError) as caught:
+        find({"sample.json": sample}).sample(XY)
+    assert told in str(caught.value)
+
+
+def test_a_sample_that_model_toml_names_must_be_there(find):
+    with pytest.raises(ModelError, match=r"says sample = 'a\.json', and there is no such file in .*digits$"):
+        find({"model.toml": "sample = 'a.json'", "sample.json": "{}"}).sample_file()
+
+
+SPECS = st.lists(
+    st.builds(
+        TensorSpec, st.text(max_size=9), st.sampled_from(DTYPES), st.lists(st.integers(-1), max_size=3).map(tuple)
+    ),
+    max_size=3,
+).map(tuple)
+
+
+CARDS = st.builds(ModelCard, st.text(), st.integers(0), st.text(), st.builds(Signature, SPECS, SPECS), st.integers(1))
+
+
+@given(CARDS)
+def test_a_card_comes_back_from_its_json(card):
+    assert ModelCard.from_dict(json.loads(json.dumps(card.as_dict()))) == card

@@ -1,0 +1,231 @@
+"""Settings: read from small ini files as uWSGI reads them, and refused with a value that would do."""
+
+import mmap
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from serving.errors import SettingsError
+from serving.settings import Settings, memory_bytes, read_ini
+
+from .ini import SHIPPED, shipped
+
+PAGE = mmap.PAGESIZE
+BACKLOG = int(Path("/proc/sys/net/core/somaxconn").read_text())
+LOWS = {each.name: each.metadata["low"] for each in fields(Settings) if each.metadata["low"] is not None}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Settings from a text, or from the shipped file with these values."""
+
+    def read(text=None, environ=None, **values):
+        file = tmp_path / "uwsgi.ini"
+        file.write_text(shipped(**values) if text is None else text)
+        return Settings.read(file, environ or {})
+
+    return read
+
+
+@pytest.fixture
+def refused(read):
+    """The sentence in which settings are refused."""
+
+    def refused(*args, **values):
+        with pytest.raises(SettingsError) as caught:
+            read(*args, **values)
+        return str(caught.value)
+
+    return refused
+
+
+def test_the_shipped_file_passes_and_every_number_of_it_is_read():
+    text, settings = SHIPPED.read_text(), Settings.read(SHIPPED, {})
+    for each in fields(Settings):
+        name = each.name.removeprefix("cache_") if each.name.startswith("cache_") else each.name
+        name = name if each.metadata["section"] == "serving" else name.replace("_", "-")
+        found = re.search(rf"(^|,){name} ?= ?([^,\n]+)", text, re.MULTILINE)
+        assert str(getattr(settings, each.name)) == found[2]
+
+
+def test_what_serving_leaves_out_has_the_value_of_the_shipped_file(read):
+    assert read(SHIPPED.read_text().partition("[serving]")[0]) == Settings.read(SHIPPED, {})
+
+
+def test_numbers_that_follow_from_others(read):
+    settings = read(threads=4, mules=2, replica_threads=3, queue=2, queue_blocksize=8192, cache_items=5)
+    assert (settings.prediction_workers, settings.seats, settings.threads_per_replica) == (2, 12, 3)
+    assert settings.mapped_bytes == 2 * 8192 + 5 * (524288 + 64 + 88)
+    assert read(mules=10**6).threads_per_replica == 1
+    assert read(mules=1).threads_per_replica >= 1
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        *(({name: low - 1}, f"it must be {low} or more") for name, low in LOWS.items()),
+        *(({name: -7}, f"it must be {low} or more") for name, low in LOWS.items()),
+        ({"log_level": "loud"}, "it is one of debug, info, warning, error"),
+        ({"queue": 1, "queue_blocksize": 1024}, f"it must be {PAGE} or more"),
+        ({"queue": 3, "queue_blocksize": PAGE + 1}, f"queue x queue-blocksize must be a multiple of .* {PAGE}"),
+        ({"cache_items": 255}, r"at least 2 x queue \(= 128\): replies that come late stay"),
+        ({"cache_items": 0}, r"at least 2 x queue \(= 128\)"),
+        ({"cache_items": -1}, r"at least 2 x queue \(= 128\)"),
+        ({"queue": 257}, r"at least 2 x queue \(= 257\)"),
+        *(
+            ({name: value}, r"may take deadline_ms \(= 5000\) and needs a second more")
+            for name in ("stop_timeout_s", "worker_reload_mercy", "mule_reload_mercy")
+            for value in (5, 0, -1)
+        ),
+        ({"deadline_ms": 5001, "stop_timeout_s": 6}, r"deadline_ms \(= 5001\)"),
+        ({"queue_blocksize": 1 << 50}, "make the blocks of the larger one"),
+        ({"queue": 1, "queue_blocksize": memory_bytes() // PAGE * PAGE}, "the queue and the cache map up to"),
+        ({"cache_blocksize": 1 << 50}, "the queue and the cache map up to"),
+        ({"cache_blocksize": memory_bytes() // 512}, "the queue and the cache map up to"),
+        ({"listen": BACKLOG + 1}, f"net.core.somaxconn allows {BACKLOG}"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_and_the_one_that_is_proposed_will_do(read, refused, values, reason):
+    found = re.fullmatch(r"(.*?) = (.*?): (.*); (\w+) would do", refused(**values))
+    shown, value, told, proposed = found.groups()
+    assert re.search(reason, told)
+    name = shown.removeprefix("[serving] ").replace("cache2 ", "cache_").replace("-", "_")
+    assert value == str(values.get(name, getattr(Settings.read(SHIPPED, {}), name)))
+    assert str(getattr(read(**values | {name: proposed}), name)) == proposed
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"deadline_ms": 60_000},
+        {"queue_blocksize": memory_bytes() // PAGE * PAGE, "cache_blocksize": 1 << 50},
+        {"queue": 1000, "queue_blocksize": 5000, "log_level": "", "processes": 0},
+    ],
+)
+def test_several_values_that_cannot_be_are_refused_one_after_the_other(read, refused, values):
+    for _ in range(4):
+        shown, proposed = re.fullmatch(r"(.*?) = .*; (\w+) would do", refused(**values)).groups()
+        values[shown.removeprefix("[serving] ").replace("cache2 ", "cache_").replace("-", "_")] = proposed
+        try:
+            read(**values)
+            return
+        except SettingsError:
+            continue
+    raise AssertionError("no end of it")
+
+
+@pytest.mark.parametrize(
+    ("values", "accepted"),
+    [
+        ({"deadline_ms": 7000}, {"stop_timeout_s": 9}),
+        ({"queue": 1, "queue_blocksize": PAGE, "cache_items": 2, "cache_blocksize": 4096, "cache_keysize": 16}, {}),
+        ({"queue": 256}, {"cache_items": 512}),
+        ({"queue": 4, "queue_blocksize": PAGE * 5 // 4}, {"queue_blocksize": PAGE * 5 // 4}),
+        ({"listen": BACKLOG}, {"listen": BACKLOG}),
+        ({name: low for name, low in LOWS.items() if name not in ("queue", "queue_blocksize")}, {"processes": 2}),
+    ],
+)
+def test_a_value_at_its_limit_is_accepted(read, values, accepted):
+    settings = read(**values)
+    assert {name: getattr(settings, name) for name in values | accepted} == values | accepted
+
+
+@pytest.mark.parametrize(
+    ("environ", "values"),
+    [
+        ({"MULES": "5"}, {"mules": 5}),
+        ({"WORKERS": "7"}, {"processes": 7}),
+        ({"THREADS": "9"}, {"threads": 9}),
+        ({"QUEUE": "11"}, {"queue": 11}),
+        ({"MULES": "1", "QUEUE": "2", "OTHER": "3"}, {"mules": 1, "queue": 2, "threads": 32}),
+        ({"MODEL": "/models/a"}, {"model": Path("/models/a")}),
+        ({"MODEL": ""}, {"model": Path("models/digits")}),
+        ({"SERVING_MODEL": "b", "MODEL": "a"}, {"model": Path("b")}),
+        ({"SERVING_DEADLINE_MS": "250", "SERVING_LOG_LEVEL": "debug"}, {"deadline_ms": 250, "log_level": "debug"}),
+        ({"SERVING_BATCH_WAIT_MS": "2", "SERVINGS": "x"}, {"batch_wait_ms": 2}),
+        ({"MULES": "-1"}, "mules = -1: it must be 1 or more; 1 would do"),
+        ({"WORKERS": "1"}, "processes = 1: it must be 2 or more; 2 would do"),
+        ({"THREADS": "many"}, "threads = many: it must be a whole number, for example 8"),
+        ({"QUEUE": ""}, "queue = : it must be a whole number, for example 8"),
+        ({"QUEUE": "1_000"}, "queue = 1_000: it must be a whole number, for example 8"),
+        ({"QUEUE": "9" * 5000}, "it must be a whole number, for example 8"),
+        ({"SERVING_DEADLINE_MS": "5.5"}, "[serving] deadline_ms = 5.5: it must be a whole number, for example 8"),
+        ({"SERVING_LOG_LEVEL": "LOUD"}, "[serving] log_level = LOUD: it is one of debug, info, warning, error"),
+        ({"SERVING_DEADLIN_MS": "5"}, "deadlin_ms = 5: there is no such setting; did you mean deadline_ms?"),
+        ({"SERVING_X": "5"}, "[serving] x = 5: there is no such setting; the keys are model, deadline_ms, max_batch_"),
+    ],
+)
+def test_the_environment_overrides_the_file(read, refused, environ, values):
+    if isinstance(values, str):
+        assert values in refused(environ=environ)
+    else:
+        settings = read(environ=environ)
+        assert {name: getattr(settings, name) for name in values} == values
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "told"),
+    [
+        (
+            "max_batch_rows = 32",
+            "max_batch_row = 32",
+            "max_batch_row = 32: there is no such setting; did you mean max_b",
+        ),
+        ("max_batch_rows = 32", "max_batch_rows 32", r":\d+: 'max_batch_rows 32' is not key = value"),
+        ("max_batch_rows = 32", "max_batch_rows = 32 ; rows", "max_batch_rows = 32 ; rows: it must be a whole number"),
+        ("max_batch_rows = 32", "max_batch_rows =", "max_batch_rows = : it must be a whole number"),
+        ("max_batch_rows = 32", "max_batch_rows = ٣", "max_batch_rows = ٣: it must be a whole number"),
+        ("listen = 1024", "", "listen is missing; the shipped uwsgi.ini has it"),
+        ("listen = 1024", "listen = 1k", "listen = 1k: it must be a whole number"),
+        ("listen = 1024", "listen = %(magic)", r"listen = %\(magic\): it must be a whole number"),
+        ("items=512,", "", "cache2 items is missing"),
+        ("items=512,", "items=many,", "cache2 items = many: it must be a whole number"),
+        ("cache2 = ", "cache = ", "cache2 items is missing"),
+        ("[uwsgi]", "[uWSGI]", "processes is missing"),
+    ],
+)
+def test_a_line_that_is_wrong_is_told(refused, line, instead, told):
+    text = SHIPPED.read_text()
+    assert line in text
+    assert re.search(told, refused(text.replace(line, instead)))
+
+
+@pytest.mark.parametrize(
+    ("write", "told"),
+    [
+        (lambda file: None, "No such file or directory; give the path of a uwsgi.ini"),
+        (lambda file: file.mkdir(), "Is a directory; give the path of a uwsgi.ini"),
+        (lambda file: file.write_bytes(b"\xff"), "it is not UTF-8; give the path of a uwsgi.ini"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_told(tmp_path, write, told):
+    write(tmp_path / "uwsgi.ini")
+    with pytest.raises(SettingsError, match=f"uwsgi.ini: {told}"):
+        Settings.read(tmp_path / "uwsgi.ini", {})
+
+
+def test_of_several_caches_the_first_counts_as_it_does_for_uwsgi(read):
+    text = SHIPPED.read_text().replace("lock-engine", "cache2 = name=other,items=3,blocksize=4096\nlock-engine", 1)
+    assert read(text).cache_items == 512
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "expected"),
+    [
+        ("a = 1\na = 2", {}, ["1", "2"]),
+        ("  a=1  \n; a = 2\n# a = 3\n\n[other]\na = 4\n[uwsgi]\na = 5", {}, ["1", "5"]),
+        ("a = b = c", {}, ["b = c"]),
+        ("if-env = X\na = %(_)\nendif =\na = 2", {}, ["2"]),
+        ("if-env = X\na = %(_)\nendif =\na = 2", {"X": "1"}, ["1", "2"]),
+        ("if-env = X\na = <%(_)/%(_)>\nendif =\na = %(_)", {"X": "1"}, ["<1/1>", "%(_)"]),
+        ("if-not-env = X\na = 1\nendif =\na = 2", {}, ["1", "2"]),
+        ("if-not-env = X\na = 1\nendif =\na = 2", {"X": ""}, ["2"]),
+        ("a = $(X)/$(Y)", {"X": "1"}, ["1/$(Y)"]),
+    ],
+)
+def test_the_lines_count_that_count_for_uwsgi(tmp_path, text, environ, expected):
+    file = tmp_path / "a.ini"
+    file.write_text(f"[uwsgi]\n{text}\n")
+    assert read_ini(file, environ)["uwsgi"]["a"] == expected

@@ -1,0 +1,95 @@
+"""The layers of design.md, read from the imports."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# from the bottom up: a file imports only from rows above its own, and files of app/ and mules/ also from each other
+LAYERS = [
+    {"serving.errors"},
+    {"serving.task"},
+    {"serving.signature", "serving.settings"},
+    {"serving.wire", "serving.batching", "serving.transport", "serving.model"},
+    {"serving.uwsgi_transport", "serving.store"},
+    {"app", "mules"},
+    {"wsgi", "supervisor"},
+]
+HTTP = {"flask", "werkzeug"}
+FRAMEWORKS = {"tensorflow", "keras", "torch", "jax", "sklearn", "onnxruntime", "transformers", "xgboost", "lightgbm"}
+
+
+def package(module):
+    return module.partition(".")[0]
+
+
+def find_modules():
+    files = [
+        *ROOT.glob("*.py"),
+        *(file for name in ("app", "mules", "serving") for file in (ROOT / name).rglob("*.py")),
+    ]
+    names = {file: ".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files}
+    return {name.removesuffix(".__init__"): file for file, name in names.items()}
+
+
+MODULES = find_modules()
+
+
+def imports(module):
+    """All that a file imports, wherever in it; `from a import b` is a.b where that is a module of ours, else a."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
+    return found
+
+
+def layer(module):
+    name = module if package(module) == "serving" else package(module)
+    return next((row for row, names in enumerate(LAYERS) if name in names), None)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"serving"}))
+def test_a_file_imports_only_from_lower_layers(module):
+    own = layer(module)
+    assert own is not None, f"{module} has no place in LAYERS"
+    siblings = {"app", "mules"} & {package(module)}
+    for other in imports(module):
+        if other in MODULES and package(other) not in siblings:
+            assert layer(other) is not None and layer(other) < own, f"{module} imports {other}"
+
+
+@pytest.mark.parametrize(
+    ("side", "other"), [("app", "mules"), ("mules", "app"), ("serving", "app"), ("serving", "mules")]
+)
+def test_a_package_does_not_know_the_other(side, other):
+    members = [module for module in MODULES if package(module) == side]
+    assert members
+    assert [module for module in members if other in map(package, imports(module))] == []
+
+
+@pytest.mark.parametrize(
+    ("libraries", "home"), [(HTTP, "app"), (FRAMEWORKS, "mules.engines"), ({"uwsgi"}, "serving.uwsgi_transport")]
+)
+def test_a_library_is_imported_in_one_place_alone(libraries, home):
+    users = [module for module in MODULES if libraries & set(map(package, imports(module)))]
+    assert users
+    assert [module for module in users if module != home and not module.startswith(home + ".")] == []
+
+
+def test_the_supervisor_knows_of_the_settings_and_the_model_folder_alone():
+    ours = imports("supervisor") & MODULES.keys()
+    assert ours == {"serving.errors", "serving.model", "serving.settings"}
+
+
+def test_no_framework_is_loaded_before_a_model_is():
+    program = f"import sys, app, serving.store, mules.replica; print(sorted({FRAMEWORKS} & sys.modules.keys()))"
+    loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert loaded.stdout == "[]\n"
