@@ -86,7 +86,10 @@ class UwsgiTransport:
         self._busy[seat] = 1
         uwsgi.lock()
         try:
-            accepted = uwsgi.queue_get(uwsgi.queue_slot()) is None and uwsgi.queue_push(frame)
+            # replicas only free slots: with the cursors apart there is one; on one slot the queue is empty or full
+            slot = uwsgi.queue_slot()
+            free = slot != uwsgi.queue_pull_slot() or uwsgi.queue_get(slot) is None
+            accepted = free and uwsgi.queue_push(frame)
         finally:
             uwsgi.unlock()
         if not accepted:
@@ -114,22 +117,27 @@ class UwsgiTransport:
         raise DeadlineExceeded("no reply came before the deadline (deadline_ms, or X-Request-Timeout-Ms)")
 
     def take(self, wait_s: float, full: Full) -> list[bytes]:
-        """Pull the oldest frames; sleep on the doorbell when there is none; ring again for what is left behind."""
-        frame: bytes | None = uwsgi.queue_pull()
-        if frame is None and wait_s > 0 and self._epoll is not None and self._epoll.poll(wait_s):
+        """Pull the oldest frames; sleep on the doorbell when there is none; ring again for what is left behind.
+
+        Looks at the cursors before it pulls, for a pull takes the queue's lock even when there is nothing.  A frame
+        that is pushed behind that look is no loss: its ring comes after it.
+        """
+        if wait_s > 0 and self._epoll is not None and not _apart() and self._epoll.poll(wait_s):
             try:
                 os.eventfd_read(self._doorbell)
             except BlockingIOError:
+                # another replica was faster
                 return []
-            frame = uwsgi.queue_pull()
         frames = []
+        # also when nobody rang: the ring may have woken a replica that died
+        frame: bytes | None = uwsgi.queue_pull()
         while frame is not None:
             frames.append(frame)
             if full(frame):
                 if self._queued():
                     os.eventfd_write(self._doorbell, 1)
                 break
-            frame = uwsgi.queue_pull()
+            frame = uwsgi.queue_pull() if _apart() else None
         return frames
 
     def publish(self, uuid: bytes, seat: int, reply: bytes) -> None:
@@ -148,9 +156,12 @@ class UwsgiTransport:
         return self._busy[:] != self._idle or self._queued()
 
     def _queued(self) -> bool:
-        # with the cursors on one slot the queue is empty or full
-        pull = uwsgi.queue_pull_slot()
-        return uwsgi.queue_slot() != pull or uwsgi.queue_get(pull) is not None
+        return _apart() or uwsgi.queue_get(uwsgi.queue_pull_slot()) is not None
+
+
+def _apart() -> bool:
+    """Whether the cursors of the queue are on two slots.  On one slot it is empty or full."""
+    return bool(uwsgi.queue_slot() != uwsgi.queue_pull_slot())
 
 
 def is_worker() -> bool:
