@@ -22,6 +22,8 @@ from serving.errors import SettingsError
 LOG_LEVELS = ("debug", "info", "warning", "error")
 # what queue_push keeps of a slot for itself
 QUEUE_ITEM_HEADER_BYTES = 16
+# Kubernetes puts these into every pod when a service is called "serving"
+_FOREIGN = ("SERVING_SERVICE_", "SERVING_PORT")
 _PLACEHOLDER = re.compile(r"%\((\w+)\)|\$\((\w+)\)")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
@@ -223,7 +225,7 @@ def _serving_values(section: Mapping[str, list[str]], environ: Mapping[str, str]
     if environ.get("MODEL"):
         found["model"] = environ["MODEL"]
     for name, value in environ.items():
-        if name.startswith("SERVING_"):
+        if name.startswith("SERVING_") and not name.startswith(_FOREIGN):
             found[name.removeprefix("SERVING_").lower()] = value
     values: dict[str, Any] = {}
     for key, text in found.items():

@@ -164,11 +164,6 @@ def _apart() -> bool:
     return bool(uwsgi.queue_slot() != uwsgi.queue_pull_slot())
 
 
-def is_worker() -> bool:
-    """Whether this process is a uWSGI worker."""
-    return bool(uwsgi.worker_id())
-
-
 def replica_id() -> int:
     """The number of this mule, from 1; 0 in any other process."""
     return int(uwsgi.mule_id())

@@ -229,3 +229,8 @@ def test_the_lines_count_that_count_for_uwsgi(tmp_path, text, environ, expected)
     file = tmp_path / "a.ini"
     file.write_text(f"[uwsgi]\n{text}\n")
     assert read_ini(file, environ)["uwsgi"]["a"] == expected
+
+
+def test_what_kubernetes_sets_for_a_service_called_serving_is_no_setting():
+    foreign = {"SERVING_SERVICE_HOST": "10.0.0.1", "SERVING_PORT": "tcp://10.0.0.1:80", "SERVING_PORT_80_TCP": "x"}
+    assert Settings.read(SHIPPED, foreign) == Settings.read(SHIPPED, {})

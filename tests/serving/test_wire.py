@@ -20,7 +20,8 @@ SECONDS = st.floats(0, 1e12)
 @st.composite
 def arranged(draw):
     """A tensor that lies in memory in some way."""
-    return draw(st.sampled_from(LAYOUTS))(draw(tensors(SHAPES)))
+    tensor = draw(tensors(SHAPES))
+    return draw(st.sampled_from(LAYOUTS))(tensor) if tensor.ndim else tensor
 
 
 NAMED = st.dictionaries(NAMES, arranged(), max_size=4)

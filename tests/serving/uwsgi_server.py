@@ -6,7 +6,8 @@ Runs in:  master, and all that is forked from it.
 import mmap
 import os
 import signal
-import sys
+import time
+import traceback
 from pathlib import Path
 
 from serving import uwsgi_transport
@@ -32,8 +33,9 @@ def start_process():
             run_tests(Path(os.environ["REPORT"]))
         else:
             run_replica()
+    except Exception:
+        traceback.print_exc()
     finally:
-        sys.stderr.flush()
         os._exit(1)
 
 
@@ -54,8 +56,10 @@ def run_replica():
 
     transport.start_replica()
     pid = os.getpid().to_bytes(4)
+    while not echoing[0]:
+        time.sleep(BRIEFLY_S)
     while True:
-        for frame in transport.take(BRIEFLY_S, never) if echoing[0] else signal.sigtimedwait([], BRIEFLY_S) or []:
+        for frame in transport.take(BRIEFLY_S, never):
             transport.publish(*address(frame), pid + frame)
 
 
