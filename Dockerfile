@@ -3,6 +3,8 @@
 #   docker run -p 8080:80 muleteer
 #   docker run -p 8080:80 -v $PWD/my_model:/models/my_model:ro -e MODEL=/models/my_model muleteer
 ARG BASE_IMAGE=python:3.11-slim-bookworm
+# tensorflow, or gpu for tensorflow[and-cuda]
+ARG EXTRA=tensorflow
 
 # ---- build: uWSGI comes as source; the venv is made where it will run, for its scripts name their Python
 FROM ${BASE_IMAGE} AS build
@@ -12,12 +14,12 @@ RUN apt-get update \
 WORKDIR /build
 RUN python3 -m venv --without-pip /srv/muleteer/.venv
 COPY pyproject.toml constraints.txt ./
-# tensorflow, or gpu for tensorflow[and-cuda]
-ARG EXTRA=tensorflow
+ARG EXTRA
 RUN python3 -m pip --python /srv/muleteer/.venv/bin/python install --no-cache-dir -c constraints.txt ".[$EXTRA]"
 
 # ---- example: trains the digits model, and fails when its accuracy on held-out images is too low
 FROM build AS example
+ARG EXTRA
 RUN python3 -m pip --python /srv/muleteer/.venv/bin/python install --no-cache-dir -c constraints.txt ".[$EXTRA,examples]"
 COPY examples/digits examples/digits
 RUN mkdir models && /srv/muleteer/.venv/bin/python examples/digits/train.py models/digits

@@ -16,7 +16,7 @@ help: ## list the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 	@echo "  for example: make serve PORT=9000 MODEL=examples/fancy MULES=4"
 
-serve: $(VENV)/.ready nginx $(if $(MODEL),,models/digits) ## install what is missing, then serve MODEL (models/digits) on HOST:PORT
+serve: $(VENV)/.ready nginx $(if $(filter-out models/digits,$(MODEL)),,models/digits) ## install what is missing, then serve MODEL (models/digits) on HOST:PORT
 	@LOG_DIR="$${LOG_DIR:-run/$(PORT)}" ./entrypoint.sh
 
 test: $(VENV)/.dev nginx models/digits ## run all tests, on real processes

@@ -7,5 +7,5 @@ if [ ! -x "$python" ]; then
     echo "muleteer: there is no Python at $python: run \`make serve\` once" >&2
     exit 2
 fi
-# PID 1 ignores what it has no handler for: a SIGTERM that comes while Python starts waits for the supervisor
-exec env --block-signal=TERM "$python" "$here/supervisor.py" "$@"
+# a signal that comes while Python starts waits for the supervisor
+exec env --block-signal=TERM --block-signal=INT "$python" "$here/supervisor.py" "$@"

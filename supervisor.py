@@ -26,9 +26,11 @@ import json
 import os
 import pwd
 import re
+import resource
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -49,6 +51,9 @@ MAX_SOCKET_PATH = 107
 # a curl line longer than this is no line to paste
 MAX_CURL_BODY = 1200
 PR_SET_PDEATHSIG = 1
+# for a child that did not stop in time, before it is killed
+LAST_WORDS_S = 0.8
+NOT_IN_PATHS = re.compile(r"""[$"'\\%:;{}\n]""")
 
 
 class StartError(Exception):
@@ -60,11 +65,16 @@ class Supervisor:
 
     def __init__(self, environ: dict[str, str]) -> None:
         self.environ = environ
-        self.host = environ.get("HOST") or "127.0.0.1"
+        self.host = (environ.get("HOST") or "127.0.0.1").strip("[]")
         self.port = _port(environ.get("PORT") or "8080")
         self.ini = Path(environ.get("INI") or ROOT / "uwsgi.ini").resolve()
         self.run_dir = Path(environ.get("RUN_DIR") or ROOT / "run" / str(self.port)).resolve()
         self.log_dir = Path(environ["LOG_DIR"]).resolve() if environ.get("LOG_DIR") else None
+        # what the user names is relative to where the user is; all else is to where this file is
+        for key in ("MODEL", "SERVING_MODEL"):
+            if environ.get(key):
+                environ[key] = str(Path(environ[key]).absolute())
+        os.chdir(ROOT)
         self.settings = Settings.read(self.ini, environ)
         self.folder = ModelFolder.find(self.settings.model)
         self.children: dict[str, subprocess.Popen[bytes]] = {}
@@ -92,11 +102,23 @@ class Supervisor:
         if len(str(self.run_dir / "control.sock")) > MAX_SOCKET_PATH:
             raise StartError(f"RUN_DIR={self.run_dir} is too long for a unix socket; set RUN_DIR to a shorter path")
         _check_port(self.host, self.port)
-        for folder in filter(None, (self.run_dir, self.log_dir)):
+        if self.log_dir is None and stat.S_ISSOCK(os.fstat(1).st_mode):
+            raise StartError("nginx cannot log to standard output, which is a socket; set LOG_DIR to a folder")
+        for name, folder in (("RUN_DIR", self.run_dir), ("LOG_DIR", self.log_dir)):
+            if folder is None:
+                continue
+            if found := NOT_IN_PATHS.search(str(folder)):
+                raise StartError(f"{name}={folder} has a {found[0]!r}, which nginx and uWSGI read as something else")
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise StartError(f"cannot make {folder}: {error.strerror}; set RUN_DIR and LOG_DIR") from error
+                raise StartError(f"cannot make {folder}: {error.strerror}; set {name}") from error
+        # held until this process ends, whatever ends it
+        self.lock = (self.run_dir / "lock").open("w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StartError(f"another server runs in {self.run_dir}; set RUN_DIR to a folder of its own") from None
         (self.run_dir / "nginx.conf").write_text(self._nginx_conf())
         return nginx
 
@@ -113,7 +135,8 @@ class Supervisor:
             "listen": f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}",
             "port": self.port,
             "max_body_bytes": settings.max_body_bytes,
-            "stop_timeout_s": settings.stop_timeout_s,
+            # the last second is for uWSGI
+            "nginx_stop_timeout_s": settings.stop_timeout_s - 1,
             "read_timeout_s": -(-settings.deadline_ms // 1000) + 2,
         }
         return re.sub(r"@\{(\w+)\}", lambda match: str(values[match[1]]), (ROOT / "nginx.conf").read_text())
@@ -161,7 +184,7 @@ class Supervisor:
                 return None
             if ready.get("status") == "failed":
                 error = next((replica["last_error"] for replica in ready["replicas"] if replica["last_error"]), "")
-                _say(f"the model in {self.folder.path} cannot be loaded: {error}{self._see_log()}")
+                _say(f"the model in {self.folder.path} cannot be loaded: {error}{self._see_log()}", sys.stderr)
                 return 1
             if time.monotonic() >= next_word:
                 errors = {replica["last_error"] for replica in ready.get("replicas", [])} - {""}
@@ -196,14 +219,13 @@ class Supervisor:
         """A line to paste: one real sample, from a file when it is long."""
         file = self.folder.sample_file()
         if file is None:
-            tensors = self.folder.sample(card.signature)
-            value = {
-                name: tensor[0].tolist() if hasattr(tensor[0], "tolist") else tensor[0].decode()
-                for name, tensor in tensors.items()
-            }
-            body = orjson.dumps(value, default=bytes.decode).decode()
+            value = {name: tensor[0] for name, tensor in self.folder.sample(card.signature).items()}
         else:
-            body = json.dumps(json.loads(file.read_bytes()), separators=(",", ":"))
+            value = json.loads(file.read_bytes())
+        if {"instances", "inputs"} & set(value):
+            # a model whose inputs are called like the forms of a body takes rows alone
+            value = {"instances": [value]}
+        body = orjson.dumps(value, default=_json, option=orjson.OPT_SERIALIZE_NUMPY).decode()
         if len(body) > MAX_CURL_BODY:
             path = self.run_dir / "sample.json"
             path.write_text(body)
@@ -223,7 +245,7 @@ class Supervisor:
         self._reap()
         for name, child in self.children.items():
             if child.returncode is not None:
-                _say(f"{name} ended by itself with status {child.returncode}{self._see_log()}")
+                _say(f"{name} ended by itself with status {child.returncode}{self._see_log()}", sys.stderr)
                 return 1
         return None
 
@@ -250,6 +272,11 @@ class Supervisor:
                 continue
             if child.poll() is None:
                 self._stop(child, number, deadline)
+            if child.poll() is None:
+                # the quick end, which still gives back sockets and semaphores
+                child.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(LAST_WORDS_S)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
@@ -280,6 +307,11 @@ def _in_child() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def _json(value: Any) -> Any:
+    # strings, as tensors hold them
+    return value.decode() if isinstance(value, bytes) else value.tolist()
+
+
 def _states(ready: dict[str, Any]) -> set[str]:
     return {replica["state"] for replica in ready["replicas"]}
 
@@ -304,8 +336,8 @@ def _check_port(host: str, port: int) -> None:
         raise StartError(f"cannot listen on {host}:{port}: {error.strerror}; set PORT (or HOST) to another") from error
 
 
-def _say(text: str) -> None:
-    print(f"muleteer: {text}", flush=True)
+def _say(text: str, stream: TextIO | None = None) -> None:
+    print(f"muleteer: {text}", file=stream, flush=True)
 
 
 def main(arguments: list[str]) -> int:
@@ -322,10 +354,13 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    # each thread that can wait needs a file
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         return Supervisor(dict(os.environ)).run()
     except (SettingsError, ModelError, StartError, SignatureMismatch) as error:
-        print(f"muleteer: {error}", file=sys.stderr)
+        _say(str(error), sys.stderr)
         return 2
 
 

@@ -9,11 +9,12 @@ NaN, Infinity and -Infinity are read and written, as Python's json module spells
 
 Runs in:  worker.
 Shapes:   tensors are (rows, *spec.shape).
-Raises:   DecodeError, SignatureMismatch.
+Raises:   DecodeError, FrameTooLarge, SignatureMismatch.
 """
 
 import base64
 import json
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from serving.errors import DecodeError
+from serving.errors import DecodeError, FrameTooLarge
 from serving.signature import Signature
 from serving.task import Tensor, Tensors
 
@@ -29,8 +30,8 @@ Encode = Callable[[Tensors], bytes]
 _FORMS = ("instances", "inputs")
 
 
-def decode(body: bytes, signature: Signature) -> tuple[Tensors, Encode]:
-    """The inputs in a body, and how to encode the outputs in the same form."""
+def decode(body: bytes, signature: Signature, max_rows: float = math.inf) -> tuple[Tensors, Encode]:
+    """The inputs in a body, at most max_rows of them, and how to encode the outputs in the same form."""
     value = _load(body)
     if not isinstance(value, dict):
         kind = "a list" if isinstance(value, list) else "a bare value"
@@ -48,9 +49,21 @@ def decode(body: bytes, signature: Signature) -> tuple[Tensors, Encode]:
             f"the body has {form[0]!r} and {', '.join(repr(key[:64]) for key in others[:5])} beside it; "
             "it is one of three forms: 'instances', 'inputs', or the inputs of one row by name"
         )
+    _check_rows(value[form[0]], max_rows)
     if form[0] == "instances":
         return signature.instances(value["instances"], booleans), _encode_instances
     return signature.columns(value["inputs"], booleans), _encode_columns
+
+
+def _check_rows(value: object, max_rows: float) -> None:
+    # before any of them is looked at
+    columns = value.values() if isinstance(value, dict) else [value]
+    rows = max((len(column) for column in columns if isinstance(column, list)), default=0)
+    if rows > max_rows:
+        raise FrameTooLarge(
+            f"the body has {rows} rows and the limit is {max_rows}: max_request_rows in uwsgi.ini;"
+            " send them in several requests"
+        )
 
 
 def _load(body: bytes) -> Any:

@@ -8,7 +8,7 @@ Runs in:  worker.
 import orjson
 from flask import Blueprint, Response
 
-from serving.store import Board, State
+from serving.store import Board
 
 
 def blueprint(board: Board) -> Blueprint:
@@ -24,8 +24,7 @@ def blueprint(board: Board) -> Blueprint:
         replicas = board.statuses()
         card = board.card()
         ready = sum(replica.ready for replica in replicas)
-        # nothing has ever been ready, and nobody expects it to become so
-        failed = not ready and all(record.state is State.FAILED and not record.ever_ready for record in board.records)
+        failed = not ready and all(record.hopeless for record in board.records)
         status = {
             "status": "ready" if ready else "failed" if failed else "not ready",
             "ready_replicas": ready,

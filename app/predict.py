@@ -13,6 +13,7 @@ from typing import Any
 from app import codec, problems
 from serving.errors import (
     ClientError,
+    DeadlineExceeded,
     DecodeError,
     EngineError,
     FrameTooLarge,
@@ -57,14 +58,11 @@ class Predict:
         card = self._board.card()
         if card is None:
             raise ModelLoading("no replica has loaded the model yet; /readyz shows how far they are")
-        deadline = start + self._timeout_s(environ)
-        inputs, encode = codec.decode(self._body(environ), card.signature)
+        deadline = start - _waited_s(environ) + self._timeout_s(environ)
+        if deadline <= start:
+            raise DeadlineExceeded("no thread was free before the deadline (deadline_ms, or X-Request-Timeout-Ms)")
+        inputs, encode = codec.decode(self._body(environ), card.signature, self._settings.max_request_rows)
         rows = card.signature.rows(inputs)
-        if rows > self._settings.max_request_rows:
-            raise FrameTooLarge(
-                f"the body has {rows} rows and the limit is {self._settings.max_request_rows}:"
-                " max_request_rows in uwsgi.ini; send them in several requests"
-            )
         seat = self._transport.seat()
         offered = time.monotonic()
         self._transport.offer(encode_task(Task(uuid, request_id, seat, offered, deadline, rows, inputs)), seat)
@@ -89,15 +87,15 @@ class Predict:
         limit: int = self._settings.deadline_ms
         text = environ.get("HTTP_X_REQUEST_TIMEOUT_MS")
         if text:
-            # nine digits are eleven days, and more than any deadline_ms
-            if not (text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) > 0):
+            if not (text.isascii() and text.isdecimal() and text.strip("0")):
                 raise ClientError(f"X-Request-Timeout-Ms is {text[:32]!r}; expected a whole number of milliseconds")
-            limit = min(limit, int(text))
+            # ten digits are more than any deadline_ms
+            limit = min(limit, int(text.lstrip("0")[:10]))
         return limit / 1000
 
     def _body(self, environ: Mapping[str, Any]) -> bytes:
         coding = environ.get("HTTP_CONTENT_ENCODING", "")
-        if coding not in ("", "identity"):
+        if coding.lower() not in ("", "identity"):
             raise UnsupportedMedia(f"Content-Encoding is {coding[:32]!r}; send the body as it is")
         text = environ.get("CONTENT_LENGTH") or "0"
         if not (text.isascii() and text.isdecimal() and len(text) <= 18):
@@ -109,6 +107,12 @@ class Predict:
         if len(body) < size:
             raise DecodeError(f"the body ends after {len(body)} of {size} bytes")
         return body
+
+
+def _waited_s(environ: Mapping[str, Any]) -> float:
+    """How long the request has waited in the socket's backlog: since nginx passed it on, by the clock of the host."""
+    passed_on = environ.get("PASSED_ON")
+    return max(0.0, time.time() - float(passed_on)) if passed_on else 0.0
 
 
 def _server_timing(decode_s: float, reply: Reply, encode_s: float) -> str:

@@ -50,7 +50,13 @@ def of_error(error: ServingError, request_id: str) -> bytes:
 
 
 def register(app: Flask) -> None:
-    """Answer what Flask itself refuses with a problem body."""
+    """Answer what Flask itself refuses with a problem body, and name the request in every answer."""
+
+    @app.after_request
+    def name_request(response: Response) -> Response:
+        if "X-Request-ID" not in response.headers:
+            response.headers["X-Request-ID"] = request_id(request.environ)
+        return response
 
     @app.errorhandler(HTTPException)
     def problem(error: HTTPException) -> Response:

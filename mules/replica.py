@@ -28,6 +28,8 @@ from serving.wire import decode_task, encode_reply, peek_rows
 LONGEST_PAUSE_S = 60.0
 # how long an idle replica sleeps at the most before it looks at its flags and says that it lives
 IDLE_S = 0.5
+# a model that calls sys.exit has failed like any other; signals have handlers of their own
+EXITS = (SystemExit, KeyboardInterrupt)
 
 log = logging.getLogger("muleteer.replica")
 
@@ -87,7 +89,7 @@ class Replica:
         self._record.beat(busy=True)
         try:
             outputs = self._predict(batch)
-        except Exception as error:
+        except (Exception, *EXITS) as error:
             if len(batch) > 1:
                 # one bad input harms nobody else: each task once more, alone
                 for task in batch:
@@ -110,6 +112,9 @@ class Replica:
         return batching.join(parts)
 
     def _publish(self, task: Task, reply: Reply) -> None:
+        if time.monotonic() >= task.deadline:
+            # its thread has gone, and nobody would take the reply out of the cache
+            return
         try:
             self._transport.publish(task.uuid, task.seat, encode_reply(reply))
         except ServingError as error:
@@ -117,7 +122,7 @@ class Replica:
             if reply.error is None:
                 self._publish(task, Reply(task.uuid, self._version, reply.queue_ms, reply.predict_ms, error=error))
 
-    def _publish_error(self, task: Task, start: float, error: Exception) -> None:
+    def _publish_error(self, task: Task, start: float, error: BaseException) -> None:
         log.error("request=%s the model raised", task.request_id, exc_info=error)
         # what the model raised may hold anything: it goes to the log alone
         detail = str(error) if isinstance(error, EngineError) else f"the model raised {type(error).__name__}"
@@ -187,7 +192,7 @@ def run(settings: Settings, folder: ModelFolder, transport: Transport, record: R
     record.state = State.LOADING
     try:
         replica = load(settings, folder, transport, record)
-    except Exception as error:
+    except (Exception, *EXITS) as error:
         permanent = isinstance(error, ModelError)
         log.error("replica cannot load %s", folder.path, exc_info=None if permanent else error)
         _count_failure(record, settings, str(error) or type(error).__name__, permanent)
@@ -233,9 +238,8 @@ def warm_up(engine: engines.Engine, folder: ModelFolder, max_batch_rows: int) ->
 
 def _count_failure(record: Record, settings: Settings, error: str, permanent: bool = False) -> None:
     failures = record.failures + 1
-    record.fail(error, min(2.0 ** (failures - 1), LONGEST_PAUSE_S))
-    failed = permanent or failures >= settings.load_attempts
-    record.state = State.FAILED if failed else State.PAUSED
+    pause_s = min(2.0 ** (failures - 1), LONGEST_PAUSE_S)
+    record.fail(error, pause_s, for_good=permanent or failures >= settings.load_attempts)
 
 
 def _pause(record: Record, stop: Stop, sleep: Callable[[float], None] = time.sleep) -> None:

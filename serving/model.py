@@ -42,7 +42,13 @@ class ModelFolder:
     @classmethod
     def find(cls, root: Path) -> "ModelFolder":
         """The version to serve, the highest there is."""
-        root = Path(root)
+        try:
+            return cls._find(Path(root))
+        except OSError as error:
+            raise ModelError(f"the model folder {root} cannot be read: {error.strerror} ({error.filename})") from error
+
+    @classmethod
+    def _find(cls, root: Path) -> "ModelFolder":
         if not root.is_dir():
             reason = "is not a folder" if root.exists() else "does not exist"
             raise ModelError(f"the model folder {root} {reason}; set MODEL to a folder that holds a model")

@@ -12,6 +12,7 @@ import difflib
 import mmap
 import os
 import re
+import resource
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -24,6 +25,15 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 QUEUE_ITEM_HEADER_BYTES = 16
 # Kubernetes puts these into every pod when a service is called "serving"
 _FOREIGN = ("SERVING_SERVICE_", "SERVING_PORT")
+_FIXED = {
+    "lock_engine": ("ipcsem", "with any other a killed process can freeze all the rest"),
+    "master": ("true", "mules, and processes that are replaced, need a master"),
+}
+# what uWSGI, Python and a model open beside the threads' own
+_OTHER_FILES = 256
+# a frame has 16 bits for its seat
+_MAX_SEATS = 65536
+_MAX_MULES = 1024
 _PLACEHOLDER = re.compile(r"%\((\w+)\)|\$\((\w+)\)")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
@@ -103,6 +113,11 @@ class Settings:
             low, value = setting.metadata["low"], getattr(self, setting.name)
             if low is not None and value < low:
                 raise _refusal(setting.name, value, f"it must be {low} or more", low)
+        if self.mules > _MAX_MULES:
+            raise _refusal("mules", self.mules, f"each is a process, and {_MAX_MULES} are the most", _MAX_MULES)
+        if self.seats > _MAX_SEATS:
+            reason = f"processes x threads (= {self.seats}) may be {_MAX_SEATS} at the most"
+            raise _refusal("threads", self.threads, reason, _MAX_SEATS // self.processes)
         if self.log_level not in LOG_LEVELS:
             raise _refusal("log_level", self.log_level, f"it is one of {', '.join(LOG_LEVELS)}", "info")
         page = mmap.PAGESIZE
@@ -113,6 +128,14 @@ class Settings:
         if self.cache_items < 2 * self.queue:
             reason = f"items must be at least 2 x queue (= {self.queue}): replies that come late stay for a while"
             raise _refusal("cache_items", self.cache_items, reason, 2 * self.queue)
+        if self.cache_items <= self.seats:
+            reason = (
+                f"each of the {self.seats} threads (processes x threads) may have a reply in it, and one is uWSGI's"
+            )
+            raise _refusal("cache_items", self.cache_items, reason, self.seats + 1)
+        if self.batch_wait_ms >= self.deadline_ms:
+            reason = f"a task that waits so long for others is past deadline_ms (= {self.deadline_ms})"
+            raise _refusal("batch_wait_ms", self.batch_wait_ms, reason, 0)
         stop = -(-self.deadline_ms // 1000) + 1
         for key in ("stop_timeout_s", "worker_reload_mercy", "mule_reload_mercy"):
             if getattr(self, key) < stop:
@@ -135,9 +158,15 @@ class Settings:
                 " of memory; make the blocks of the larger one (or the counts) smaller"
             )
             raise _refusal(key, getattr(self, key), reason, fix)
-        limit = int(Path("/proc/sys/net/core/somaxconn").read_text())
-        if self.listen > limit:
+        limit = _first_line("/proc/sys/net/core/somaxconn")
+        if limit and self.listen > int(limit):
             raise _refusal("listen", self.listen, f"net.core.somaxconn allows {limit}", limit)
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        if self.seats + _OTHER_FILES > files:
+            reason = (
+                f"each of processes x threads (= {self.seats}) needs a file, and `ulimit -Hn` allows {files} in all"
+            )
+            raise _refusal("threads", self.threads, reason, max(1, (files - _OTHER_FILES) // self.processes))
 
 
 def read_ini(file: Path, environ: Mapping[str, str]) -> dict[str, dict[str, list[str]]]:
@@ -210,6 +239,12 @@ def _uwsgi_values(section: Mapping[str, list[str]], environ: Mapping[str, str]) 
     # of several caches the first is uWSGI's default, and ours
     cache = dict(part.partition("=")[::2] for part in section.get("cache2", [""])[0].split(",") if part)
     found.update({f"cache_{key}": value for key, value in cache.items()})
+    for key, (value, reason) in _FIXED.items():
+        if found.get(key) != value:
+            raise SettingsError(f"{key.replace('_', '-')} = {found.get(key, '')}: {reason}; {value} would do")
+    for key in cache:
+        if key not in ("name", "items", "blocksize", "keysize"):
+            raise SettingsError(f"cache2 {key} = {cache[key]}: it may lose replies; leave it out")
     values = {}
     for setting in fields(Settings):
         if setting.metadata["section"] == "uwsgi":

@@ -41,6 +41,8 @@ DTYPES = (*NUMBERS, STRING)
 EXACT_INTEGER = 2**53
 # that .flat of a numpy array goes through
 _MOST_AXES = 32
+# a list of more elements than this, and than it should have, is refused unread
+_FLOOD = 4096
 _SIZE = r"\s*(?:-1|[0-9]+)\s*"
 _SPEC = re.compile(rf"\s*(\w+)\s*(?:\[({_SIZE}(?:,{_SIZE})*|\s*)\])?\s*")
 
@@ -81,6 +83,7 @@ class TensorSpec:
             raise self._mismatch(f"expected a list of rows, got {_kind(value)}")
         if not value:
             raise self._mismatch("there are no rows")
+        self._refuse_floods(value)
         tensor = self._strings(value) if self.dtype == STRING else self._numbers(value, booleans)
         self.check(tensor)
         return tensor
@@ -90,6 +93,17 @@ class TensorSpec:
         found = tensor.shape[1:]
         if len(found) != len(self.shape) or any(0 <= want != got for want, got in zip(self.shape, found, strict=True)):
             raise self._mismatch(f"one row has shape {list(found)}")
+
+    def _refuse_floods(self, value: list[Any]) -> None:
+        # lists that are far too long, before each of their elements is looked at
+        lists = value
+        for size in self.shape:
+            if size < 0 or len(lists) > _FLOOD:
+                return
+            for item in lists:
+                if isinstance(item, list) and len(item) > max(size, _FLOOD):
+                    raise self._mismatch(f"a list of {len(item)} elements where {size} belong")
+            lists = [element for item in lists if isinstance(item, list) for element in item]
 
     def _numbers(self, value: list[Any], booleans: bool) -> Tensor:
         self._refuse_strings(value)

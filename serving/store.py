@@ -17,7 +17,7 @@ from typing import Any
 
 from serving.model import ModelCard
 
-_NUMBERS = 8
+_NUMBERS = 9
 _CARD_BYTES = 65536
 _ERROR_BYTES = 2048
 _TEXT_HEAD = 8
@@ -56,8 +56,9 @@ class ReplicaStatus:
 class Record:
     """One replica's part of the board.  Only that replica writes to it."""
 
-    # the numbers: generation of the card, pid, state, heartbeat, busy since (0: idle), failures, not before, ever ready
-    _GENERATION, _PID, _STATE, _HEARTBEAT, _BUSY, _FAILURES, _NOT_BEFORE, _EVER_READY = range(_NUMBERS)
+    # the numbers: generation of the card, pid, state, heartbeat, busy since (0: idle), failed loads, no load before,
+    # ever ready, given up
+    _GENERATION, _PID, _STATE, _HEARTBEAT, _BUSY, _FAILURES, _NOT_BEFORE, _EVER_READY, _GIVEN_UP = range(_NUMBERS)
 
     def __init__(self, memory: memoryview) -> None:
         numbers = memory[: 8 * _NUMBERS]
@@ -86,16 +87,19 @@ class Record:
         # never the same twice, whatever wrote before
         self._integers[self._GENERATION] = time.monotonic_ns()
 
-    def fail(self, error: str, pause_s: float) -> None:
-        """Count a failed load, with its error and the pause before the next."""
+    def fail(self, error: str, pause_s: float, for_good: bool = False) -> None:
+        """Count a failed load, with its error and the pause before the next; for_good: nobody need wait for that."""
         _write_text(self._error, error.encode(errors="replace")[: _ERROR_BYTES - _TEXT_HEAD])
         self._integers[self._FAILURES] += 1
         self._seconds[self._NOT_BEFORE] = time.monotonic() + pause_s
+        self._integers[self._GIVEN_UP] = for_good
+        self.state = State.FAILED if for_good else State.PAUSED
 
     def succeed(self) -> None:
         """The model is loaded and warm."""
         self._integers[self._FAILURES] = 0
         self._integers[self._EVER_READY] = 1
+        self._integers[self._GIVEN_UP] = 0
         self.state = State.READY
 
     @property
@@ -121,6 +125,11 @@ class Record:
     @property
     def ever_ready(self) -> bool:
         return bool(self._integers[self._EVER_READY])
+
+    @property
+    def hopeless(self) -> bool:
+        """Never ready, and nobody expects it to become so, though it is tried again."""
+        return bool(self._integers[self._GIVEN_UP]) and not self.ever_ready
 
     @property
     def last_error(self) -> str:

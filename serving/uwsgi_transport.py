@@ -33,6 +33,8 @@ from serving.transport import Full
 IDLE_LOOK_S = 0.5
 # a reply that came too late for its thread leaves the cache by itself after this many seconds
 _REPLY_TTL_S = 5
+# what closes a hole in the queue; no frame is so short
+_NO_FRAME = b"\0"
 _FLAGS = os.EFD_NONBLOCK | os.EFD_CLOEXEC
 
 
@@ -108,10 +110,11 @@ class UwsgiTransport:
                 except BlockingIOError:
                     continue
                 # the wake-up may be for a reply that came too late for the request before
-                reply: bytes | None = uwsgi.cache_get(uuid)
-                if reply is not None:
-                    uwsgi.cache_del(uuid)
+                if reply := _take_reply(uuid):
                     return reply
+            # published by a replica that died before it woke anybody
+            if reply := _take_reply(uuid):
+                return reply
         finally:
             self._busy[seat] = 0
         raise DeadlineExceeded("no reply came before the deadline (deadline_ms, or X-Request-Timeout-Ms)")
@@ -131,12 +134,17 @@ class UwsgiTransport:
         frames = []
         # also when nobody rang: the ring may have woken a replica that died
         frame: bytes | None = uwsgi.queue_pull()
-        while frame is not None:
-            frames.append(frame)
-            if full(frame):
-                if self._queued():
-                    os.eventfd_write(self._doorbell, 1)
-                break
+        while frame is not None or _apart():
+            if frame is None:
+                frame = _close_hole()
+                if frame is None:
+                    break
+            if frame != _NO_FRAME:
+                frames.append(frame)
+                if full(frame):
+                    if self._queued():
+                        os.eventfd_write(self._doorbell, 1)
+                    break
             frame = uwsgi.queue_pull() if _apart() else None
         return frames
 
@@ -162,6 +170,30 @@ class UwsgiTransport:
 def _apart() -> bool:
     """Whether the cursors of the queue are on two slots.  On one slot it is empty or full."""
     return bool(uwsgi.queue_slot() != uwsgi.queue_pull_slot())
+
+
+def _close_hole() -> bytes | None:
+    """Bring the cursors together again when they are apart over an empty slot; the frame found behind it, if any.
+
+    A process that is killed inside a push or a pull leaves such a slot, and no pull gets past it.
+    """
+    uwsgi.lock()
+    try:
+        pull = uwsgi.queue_pull_slot()
+        # nobody pushes now, and another replica that pulls moves on only over frames
+        if _apart() and uwsgi.queue_get(pull) is None:
+            uwsgi.queue_set(pull, _NO_FRAME)
+        frame: bytes | None = uwsgi.queue_pull()
+        return frame
+    finally:
+        uwsgi.unlock()
+
+
+def _take_reply(uuid: bytes) -> bytes | None:
+    reply: bytes | None = uwsgi.cache_get(uuid)
+    if reply is not None:
+        uwsgi.cache_del(uuid)
+    return reply
 
 
 def replica_id() -> int:

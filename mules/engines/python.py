@@ -46,7 +46,10 @@ class PythonEngine:
             self._tensors(self._model.predict({name: _row(tensor, row) for name, tensor in values.items()}), rows=False)
             for row in range(rows)
         ]
-        return {spec.name: np.stack([part[spec.name] for part in parts]) for spec in self.signature.outputs}
+        try:
+            return {spec.name: np.stack([part[spec.name] for part in parts]) for spec in self.signature.outputs}
+        except ValueError as error:
+            raise EngineError(f"the rows of one request have outputs of different sizes: {error}") from error
 
     def _tensors(self, outputs: Any, rows: bool) -> Tensors:
         if not isinstance(outputs, Mapping):

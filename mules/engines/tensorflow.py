@@ -58,7 +58,8 @@ def load(folder: ModelFolder, threads: int) -> TensorFlowEngine:
 def _use_threads(threads: int) -> None:
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(threads)
+        # operations run one after the other, each on all of its threads
+        tf.config.threading.set_inter_op_parallelism_threads(1)
     except RuntimeError:
         # only before its first use; never so in a mule, which loads one model, but in a notebook that loads a second
         log.warning("TensorFlow is in use already and keeps its threads, not %d", threads)

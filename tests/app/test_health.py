@@ -61,7 +61,7 @@ def test_readyz_is_503_in_any_other_state(chain, records, state):
         record.start(pid=1)
         record.state = state
     status, body = ready(chain)
-    assert (status, body["status"]) == (503, "failed" if state is State.FAILED else "not ready")
+    assert (status, body["status"]) == (503, "not ready")
     assert {replica["state"] for replica in body["replicas"]} == {state.name.lower()}
 
 
@@ -84,7 +84,10 @@ def test_readyz_shows_why_a_load_failed(chain, records):
 def test_the_pool_has_failed_when_all_have_and_none_was_ever_ready(chain, records, first, once_ready, status):
     if once_ready:
         records[0].succeed()
-    records[0].state, records[1].state = first, State.FAILED
+    for record, state in zip(records, (first, State.FAILED), strict=True):
+        record.fail("the file is gone", 60, for_good=state is State.FAILED)
+        # and is being tried again
+        record.state = State.LOADING
     assert ready(chain)[1]["status"] == status
 
 

@@ -1,14 +1,18 @@
 """A stranger starts it: what is printed works, and what is wrong is said in one sentence."""
 
+import os
 import signal
+import socket
 import subprocess
+import tempfile
+import time
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 
 import pytest
 
-from .conftest import FANCY, ROOT, descendants, wait_until, write_model
+from .conftest import FANCY, ROOT, descendants, free_port, wait_until, write_model
 
 
 def test_the_printed_curl_line_works_when_pasted(digits):
@@ -73,6 +77,66 @@ def test_the_death_of_nginx_or_uwsgi_ends_it_with_an_error(start, role):
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "all processes have ended", 15)
 
 
+def test_two_servers_never_share_a_run_folder(start):
+    first = start(MODEL=FANCY, MULES=1).wait_ready()
+    second = start(MODEL=FANCY, MULES=1, RUN_DIR=first.run_dir, LOG_DIR="")
+    assert f"another server runs in {first.run_dir}; set RUN_DIR to a folder of its own" in refused(second)
+    assert first.predict({"text": "still here"}).status == 200
+
+
+@pytest.mark.parametrize("name", ["with space", "über"])
+def test_a_run_folder_may_have_any_usual_name(start, name, request):
+    with tempfile.TemporaryDirectory(prefix="m-") as folder:
+        run_dir = Path(folder) / name
+        server = start(MODEL=FANCY, MULES=1, RUN_DIR=run_dir, LOG_DIR=run_dir).wait_ready()
+        assert server.predict({"text": "x"}).status == 200
+        assert server.stop() == 0
+        assert (run_dir / "access.log").read_text()
+
+
+def test_a_model_is_found_from_where_the_user_is():
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="m-") as folder:
+        environ = os.environ | {"PORT": str(port), "RUN_DIR": folder, "LOG_DIR": folder, "MODEL": "fancy", "MULES": "1"}
+        with subprocess.Popen(
+            ["../entrypoint.sh"], cwd=FANCY.parent, env=environ, stdout=subprocess.PIPE, text=True
+        ) as process:
+            lines = iter(process.stdout.readline, "")
+            assert any("  try " in line for line in lines)
+            process.terminate()
+            assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("pause_s", [0.02, 0.1, 0.3, 0.6])
+def test_a_ctrl_c_at_any_moment_of_the_start_stops_it(start, pause_s):
+    server = start(MODEL=FANCY, MULES=2)
+    time.sleep(pause_s)
+    assert server.stop(signal.SIGINT) == 0
+    assert "Traceback" not in server.output
+    assert not descendants(server.process.pid)
+
+
+def test_a_model_whose_inputs_are_called_like_a_form_has_a_curl_line_that_works(start, tmp_path):
+    source = 'class Model:\n    inputs = {"inputs": "float32[2]", "instances": "string"}\n'
+    source += '    outputs = {"y": "float32[2]"}\n'
+    source += "    def __init__(self, path): pass\n    def predict(self, inputs): return {'y': inputs['inputs']}\n"
+    server = start(MODEL=write_model(tmp_path / "named", source), MULES=1).wait_ready()
+    line = next(line for line in server.output.splitlines() if line.startswith("  try "))
+    answer = subprocess.run(["bash", "-c", line.removeprefix("  try ")], capture_output=True, text=True, check=True)
+    assert answer.stdout == '{"predictions":[[0.0,0.0]]}'
+
+
+def test_a_stop_that_takes_too_long_leaves_no_semaphores_and_no_sockets(start):
+    semaphores = Path("/proc/sysvipc/sem").read_text()
+    server = start(MODEL=FANCY, MULES=1, SERVING_DEADLINE_MS=1000, SERVING_STOP_TIMEOUT_S=2).wait_ready()
+    with socket.create_connection(("127.0.0.1", int(server.port))) as connection:
+        connection.sendall(b'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"text"')
+        time.sleep(0.2)
+        assert server.stop() == 0
+    assert len(Path("/proc/sysvipc/sem").read_text().splitlines()) <= len(semaphores.splitlines())
+    assert not list(server.run_dir.glob("*.sock"))
+
+
 def refused(server) -> str:
     """The one sentence with which a start was refused."""
     status = server.process.wait(60)
@@ -98,10 +162,15 @@ def test_a_taken_port_is_refused(start):
         ({"MODEL": "/nowhere"}, "the model folder /nowhere does not exist; set MODEL to a folder that holds a model"),
         ({"MULES": "two"}, "mules = two: it must be a whole number, for example 8"),
         ({"WORKERS": "1"}, "processes = 1: it must be 2 or more; 2 would do"),
-        ({"QUEUE": "300"}, "cache2 items = 512: items must be at least 2 x queue (= 300)"),
+        ({"QUEUE": "600"}, "cache2 items = 1024: items must be at least 2 x queue (= 600)"),
         ({"SERVING_DEADLINE_MS": "60000"}, "[serving] stop_timeout_s = 9: what is in flight may take deadline_ms"),
         ({"SERVING_DEDLINE_MS": "1"}, "[serving] dedline_ms = 1: there is no such setting; did you mean deadline_ms?"),
         ({"INI": "/nowhere.ini"}, "/nowhere.ini: No such file or directory; give the path of a uwsgi.ini"),
+        ({"RUN_DIR": "/tmp/a$b"}, "RUN_DIR=/tmp/a$b has a '$', which nginx and uWSGI read as something else"),
+        (
+            {"SERVING_BATCH_WAIT_MS": "5000"},
+            "[serving] batch_wait_ms = 5000: a task that waits so long for others is past",
+        ),
         ({"RUN_DIR": "/tmp/" + "x" * 100}, "is too long for a unix socket; set RUN_DIR to a shorter path"),
     ],
 )

@@ -134,9 +134,28 @@ def test_wrong_paths_and_methods_are_refused(typed, method, path, status, code):
         assert ("POST" if path == "/predict" else "GET") in answer.headers["allow"]
 
 
-@pytest.mark.parametrize("timeout", ["soon", "0", "-5", "1.5", "9" * 30])
+@pytest.mark.parametrize("timeout", ["soon", "0", "-5", "1.5", "²"])
 def test_a_timeout_that_is_no_number_is_refused(typed, timeout):
     assert "X-Request-Timeout-Ms" in check(typed.predict(GOOD, X_Request_Timeout_Ms=timeout), 400, "bad_request")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("OPTIONS", "/predict"), ("HEAD", "/readyz"), ("GET", "/healthz"), ("GET", "/nowhere")]
+)
+def test_every_answer_names_its_request(typed, method, path):
+    assert typed.request(method, path, headers={"X-Request-ID": "named-1"}).headers["x-request-id"] == "named-1"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "told"),
+    [
+        (b'{"instances": [' + b'"",' * 2_000_000 + b'""]}', 413, "2000001 rows and the limit is 1024"),
+        (b'{"inputs": {"name": [' + b"1," * 2_000_000 + b"1]}}", 413, "2000001 rows and the limit is 1024"),
+        (body(weights=[1] * 2_000_000), 400, "a list of 2000000 elements where 3 belong"),
+    ],
+)
+def test_a_flood_is_refused_before_it_is_looked_at(typed, sent, status, told):
+    assert told in check(typed.request("POST", "/predict", sent), status, "too_large" if status == 413 else "signature")
 
 
 def test_a_compressed_body_is_refused(typed):
@@ -152,6 +171,17 @@ def test_a_model_that_raises_is_told_in_the_log_and_not_in_the_answer(typed):
     assert log.index("request=raising-1") < log.index("Traceback") < log.index("the secret is 42")
 
 
+@pytest.mark.parametrize("how", ["raise SystemExit(3)", "raise KeyboardInterrupt", "__import__('sys').exit('bye')"])
+def test_a_model_that_exits_has_failed_and_its_replica_goes_on(start, tmp_path, how):
+    source = TYPED.replace('raise RuntimeError("the secret is 42")', how)
+    server = start(MODEL=write_model(tmp_path / "exits", source), MULES=1).wait_ready()
+    mules = server.processes()["mule"]
+    check(server.predict({**GOOD, "name": "raise"}, X_Request_ID="exits-1"), 500, "engine")
+    wait_until(lambda: "request=exits-1" in server.log and "Traceback" in server.log, "the traceback is in the log", 5)
+    assert server.predict(GOOD).status == 200
+    assert server.processes()["mule"] == mules
+
+
 def raw(server, data):
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         connection.sendall(data)
@@ -164,6 +194,7 @@ def raw(server, data):
         (b"nonsense\r\n\r\n", b"400"),
         (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: five\r\n\r\nhello", b"400"),
         (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}", b"400"),
+        (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", b"505"),
         (b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n{}", b"501"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 40_000 + b"\r\n\r\n", b"400"),
         (b"GET /" + b"y" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", b"414"),

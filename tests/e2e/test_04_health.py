@@ -106,7 +106,7 @@ def test_requests_wait_for_a_model_only_when_one_has_ever_been_ready(start, tmp_
 
     answer = wait_until(lambda: (found := refused()) and found.status == 503 and found, "a refusal")
     assert answer.json["code"] == "model_loading" and answer.headers["retry-after"] == "2"
-    assert server.ready()["replicas"][0]["state"] == "loading"
+    wait_until(lambda: server.ready()["replicas"][0]["state"] == "loading", "the replica loads", 5)
     (model / "go").touch()
     server.wait_ready()
     assert server.predict({"seconds": 0}).status == 200

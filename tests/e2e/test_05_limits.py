@@ -1,9 +1,11 @@
 """Limits: a full queue and a deadline that passes."""
 
+import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-from .conftest import write_model
+from .conftest import FANCY, ask, write_model
 from .test_04_health import SLOW
 
 COUNTING = SLOW.replace("        time.sleep", "        open('{file}', 'a').write('x')\n        time.sleep")
@@ -51,3 +53,44 @@ def test_a_deadline_can_be_lowered_and_not_raised(start, tmp_path):
     # the reply that came too late goes to nobody
     for _ in range(20):
         assert server.predict({"seconds": 0.01}, X_Request_Timeout_Ms="450").json == {"slept": 0.01}
+
+
+def test_with_the_shipped_numbers_too_much_is_refused_and_nothing_is_late(start, tmp_path):
+    model = write_model(tmp_path / "slow", SLOW)
+    server = start(MODEL=model).wait_ready()
+
+    with ThreadPoolExecutor(150) as clients:
+        told = Counter(clients.map(lambda number: server.predict({"seconds": 0.1}).status, range(150)))
+    # two held, 64 queued; the rest at once
+    assert set(told) == {200, 503} and told[200] >= 64, told
+    assert server.predict({"seconds": 0}).status == 200
+
+
+def test_the_time_in_the_backlog_counts(start, tmp_path):
+    model = write_model(tmp_path / "slow", SLOW)
+    server = start(MODEL=model, MULES=8, WORKERS=2, THREADS=2, SERVING_DEADLINE_MS=1000).wait_ready()
+    with ThreadPoolExecutor(12) as clients:
+        answers = list(clients.map(lambda number: server.predict({"seconds": 0.45}), range(12)))
+    told = Counter(answer.status for answer in answers)
+    # two threads, 0.45 s each: the first four make it, and the others are told in time that they do not
+    assert told[200] == 4 and told[504] == 8, told
+
+
+def test_clients_that_give_up_early_take_nothing_from_the_others(start):
+    server = start(MODEL=FANCY, MULES=4, SERVING_DEADLINE_MS=2000).wait_ready()
+    over = threading.Event()
+
+    def impatient(number):
+        connection = server.connect()
+        while not over.is_set():
+            ask(connection, "POST", "/predict", b'{"text": "late"}', {"X-Request-Timeout-Ms": "4"})
+        connection.close()
+
+    with ThreadPoolExecutor(6) as clients:
+        late = [clients.submit(impatient, number) for number in range(6)]
+        found = [server.predict({"text": str(number)}).status for number in range(400)]
+        over.set()
+        for client in late:
+            client.result()
+    assert found == [200] * 400
+    assert "no free item" not in server.log and "FULL" not in server.log

@@ -38,14 +38,15 @@ ends() {
 
 # refuses STATUS TEXT [docker run options]: it does not start, and says why in one line
 refuses() {
+    local reason
     remove
     docker run -d --name "$name" "${@:3}" "$image" >/dev/null
     ends "$1" 60
-    docker logs "$name" 2>&1 | grep -qE "^muleteer: .*$2" || die "it should have said why: $2"
-    ok "ends with $1: $(docker logs "$name" 2>&1 | grep -E "^muleteer: .*$2" | tail -1)"
+    reason=$(docker logs "$name" 2>&1 | grep -E "^muleteer: .*$2") || die "it should have said why: $2"
+    ok "ends with $1: $reason"
 }
 
-logged() { docker logs "$name" 2>&1 | grep -qE "$1" || die "docker logs should have a line like $1"; }
+logged() { docker logs "$name" 2>&1 | grep -E "$1" >/dev/null || die "docker logs should have a line like $1"; }
 
 # ask BODY TEXT: a prediction whose answer has that text
 ask() {
@@ -81,6 +82,16 @@ docker stop "$name" >/dev/null
 ends 0 1
 logged '^muleteer: stopped'
 ok "docker stop: exit 0"
+
+# while Python, then uWSGI start, they do not listen to signals; once, such a stop took until the kill
+for pause in 0 0.1 0.3 0.6; do
+    remove
+    docker run -d --name "$name" -e MODEL=examples/fancy "$image" >/dev/null
+    sleep "$pause"
+    docker stop -t 5 "$name" >/dev/null
+    ends 0 1
+done
+ok "docker stop while it starts: exit 0"
 
 start 80 "${hardened[@]}"
 ask "$sample" "\"digit\":$digit,"

@@ -103,6 +103,21 @@ def test_an_expired_task_never_reaches_the_model():
         bench.reply(late)
 
 
+class Slow(Engine):
+    def predict(self, inputs):
+        time.sleep(0.1)
+        return super().predict(inputs)
+
+
+def test_a_reply_that_nobody_waits_for_any_more_is_not_published():
+    bench = Bench(Slow())
+    for task in (bench.offer([1], left_s=0.05), bench.offer([13], left_s=0.05)):
+        assert bench.replica.step(0) in (0, 2)
+        with pytest.raises(DeadlineExceeded):
+            bench.reply(task)
+    assert bench.engine.seen
+
+
 def test_a_batch_is_what_is_queued_up_to_max_batch_rows_counted_in_rows():
     bench = Bench()
     tasks = [bench.offer([1]), bench.offer([2], [3]), bench.offer([4]), bench.offer([5])]

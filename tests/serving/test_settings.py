@@ -55,10 +55,10 @@ def test_what_serving_leaves_out_has_the_value_of_the_shipped_file(read):
 
 
 def test_numbers_that_follow_from_others(read):
-    settings = read(threads=4, mules=2, replica_threads=3, queue=2, queue_blocksize=8192, cache_items=5)
+    settings = read(threads=4, mules=2, replica_threads=3, queue=2, queue_blocksize=8192, cache_items=13)
     assert (settings.prediction_workers, settings.seats, settings.threads_per_replica) == (2, 12, 3)
-    assert settings.mapped_bytes == 2 * 8192 + 5 * (524288 + 64 + 88)
-    assert read(mules=10**6).threads_per_replica == 1
+    assert settings.mapped_bytes == 2 * 8192 + 13 * (262144 + 64 + 88)
+    assert read(mules=1000).threads_per_replica == 1
     assert read(mules=1).threads_per_replica >= 1
 
 
@@ -70,10 +70,11 @@ def test_numbers_that_follow_from_others(read):
         ({"log_level": "loud"}, "it is one of debug, info, warning, error"),
         ({"queue": 1, "queue_blocksize": 1024}, f"it must be {PAGE} or more"),
         ({"queue": 3, "queue_blocksize": PAGE + 1}, f"queue x queue-blocksize must be a multiple of .* {PAGE}"),
-        ({"cache_items": 255}, r"at least 2 x queue \(= 128\): replies that come late stay"),
-        ({"cache_items": 0}, r"at least 2 x queue \(= 128\)"),
-        ({"cache_items": -1}, r"at least 2 x queue \(= 128\)"),
-        ({"queue": 257}, r"at least 2 x queue \(= 257\)"),
+        ({"queue": 200, "cache_items": 399}, r"at least 2 x queue \(= 200\): replies that come late stay"),
+        ({"cache_items": 192}, "each of the 192 threads .* may have a reply in it"),
+        ({"batch_wait_ms": 5000}, r"past deadline_ms \(= 5000\)"),
+        ({"queue": 513}, r"at least 2 x queue \(= 513\)"),
+        ({"mules": 100_000}, "each is a process, and 1024 are the most"),
         *(
             ({name: value}, r"may take deadline_ms \(= 5000\) and needs a second more")
             for name in ("stop_timeout_s", "worker_reload_mercy", "mule_reload_mercy")
@@ -83,7 +84,7 @@ def test_numbers_that_follow_from_others(read):
         ({"queue_blocksize": 1 << 50}, "make the blocks of the larger one"),
         ({"queue": 1, "queue_blocksize": memory_bytes() // PAGE * PAGE}, "the queue and the cache map up to"),
         ({"cache_blocksize": 1 << 50}, "the queue and the cache map up to"),
-        ({"cache_blocksize": memory_bytes() // 512}, "the queue and the cache map up to"),
+        ({"cache_blocksize": memory_bytes() // 1024}, "the queue and the cache map up to"),
         ({"listen": BACKLOG + 1}, f"net.core.somaxconn allows {BACKLOG}"),
     ],
 )
@@ -120,8 +121,18 @@ def test_several_values_that_cannot_be_are_refused_one_after_the_other(read, ref
     ("values", "accepted"),
     [
         ({"deadline_ms": 7000}, {"stop_timeout_s": 9}),
-        ({"queue": 1, "queue_blocksize": PAGE, "cache_items": 2, "cache_blocksize": 4096, "cache_keysize": 16}, {}),
-        ({"queue": 256}, {"cache_items": 512}),
+        (
+            {
+                "queue": 1,
+                "queue_blocksize": PAGE,
+                "cache_items": 3,
+                "cache_blocksize": 4096,
+                "threads": 1,
+                "processes": 2,
+            },
+            {},
+        ),
+        ({"queue": 512}, {"cache_items": 1024}),
         ({"queue": 4, "queue_blocksize": PAGE * 5 // 4}, {"queue_blocksize": PAGE * 5 // 4}),
         ({"listen": BACKLOG}, {"listen": BACKLOG}),
         ({name: low for name, low in LOWS.items() if name not in ("queue", "queue_blocksize")}, {"processes": 2}),
@@ -139,7 +150,7 @@ def test_a_value_at_its_limit_is_accepted(read, values, accepted):
         ({"WORKERS": "7"}, {"processes": 7}),
         ({"THREADS": "9"}, {"threads": 9}),
         ({"QUEUE": "11"}, {"queue": 11}),
-        ({"MULES": "1", "QUEUE": "2", "OTHER": "3"}, {"mules": 1, "queue": 2, "threads": 32}),
+        ({"MULES": "1", "QUEUE": "2", "OTHER": "3"}, {"mules": 1, "queue": 2, "threads": 64}),
         ({"MODEL": "/models/a"}, {"model": Path("/models/a")}),
         ({"MODEL": ""}, {"model": Path("models/digits")}),
         ({"SERVING_MODEL": "b", "MODEL": "a"}, {"model": Path("b")}),
@@ -180,10 +191,19 @@ def test_the_environment_overrides_the_file(read, refused, environ, values):
         ("listen = 1024", "", "listen is missing; the shipped uwsgi.ini has it"),
         ("listen = 1024", "listen = 1k", "listen = 1k: it must be a whole number"),
         ("listen = 1024", "listen = %(magic)", r"listen = %\(magic\): it must be a whole number"),
-        ("items=512,", "", "cache2 items is missing"),
-        ("items=512,", "items=many,", "cache2 items = many: it must be a whole number"),
+        ("items=1024,", "", "cache2 items is missing"),
+        ("items=1024,", "items=many,", "cache2 items = many: it must be a whole number"),
         ("cache2 = ", "cache = ", "cache2 items is missing"),
-        ("[uwsgi]", "[uWSGI]", "processes is missing"),
+        (
+            "[uwsgi]",
+            "[uWSGI]",
+            "lock-engine = : with any other a killed process can freeze all the rest; ipcsem would do",
+        ),
+        ("lock-engine = ipcsem", "", "lock-engine = : .*; ipcsem would do"),
+        ("lock-engine = ipcsem", "lock-engine = posix", "lock-engine = posix: .*; ipcsem would do"),
+        ("master = true", "master = false", "master = false: .*; true would do"),
+        ("keysize=64", "keysize=64,bitmap=1", "cache2 bitmap = 1: it may lose replies; leave it out"),
+        ("processes = 3", "processor = 3", "processes is missing"),
     ],
 )
 def test_a_line_that_is_wrong_is_told(refused, line, instead, told):
@@ -208,7 +228,7 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path, write, told):
 
 def test_of_several_caches_the_first_counts_as_it_does_for_uwsgi(read):
     text = SHIPPED.read_text().replace("lock-engine", "cache2 = name=other,items=3,blocksize=4096\nlock-engine", 1)
-    assert read(text).cache_items == 512
+    assert read(text).cache_items == 1024
 
 
 @pytest.mark.parametrize(

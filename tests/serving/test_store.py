@@ -150,21 +150,21 @@ def test_half_of_a_text_is_never_read(raw):
     after = raw.tobytes()
     found = []
     # a writer that is read, or killed, after any of its bytes
-    for end in range(64, 64 + 400):
-        raw[64:] = after[64:end] + before[end:]
+    for end in range(72, 72 + 400):
+        raw[72:] = after[72:end] + before[end:]
         found.append(record.card())
     assert (found[0], found[-1]) == (card(1, "one"), card(2, "another"))
     assert [each for each in found if each not in (None, found[0], found[-1])] == []
     assert found.count(None) > 100
 
 
-@pytest.mark.parametrize("start", [64, 64 + 65536])
+@pytest.mark.parametrize("start", [72, 72 + 65536])
 @pytest.mark.parametrize("offset", [0, 3, 4, 7, 8, 12])
 def test_a_byte_that_is_wrong_makes_a_text_unread(raw, start, offset):
     raw[start + offset] ^= 0xFF
     record = Record(raw)
-    assert (record.card() is None) == (start == 64)
-    assert (record.last_error == "") == (start != 64)
+    assert (record.card() is None) == (start == 72)
+    assert (record.last_error == "") == (start != 72)
 
 
 def test_a_new_card_of_any_replica_is_noticed(board):

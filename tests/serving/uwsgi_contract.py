@@ -13,7 +13,7 @@ from serving.errors import ServingError, SettingsError
 from serving.uwsgi_transport import UwsgiTransport, replica_id
 
 from . import uwsgi_server
-from .transport_contract import TransportContract, frame, never, offer, soon, together, uuid
+from .transport_contract import BRIEFLY_S, SLOTS, TransportContract, frame, never, offer, soon, together, uuid
 
 
 @pytest.fixture
@@ -63,6 +63,27 @@ def test_a_cache_that_is_full_is_told_and_loses_nothing(transport):
     assert transport.await_reply(uuid(0), seat, soon()) == b"0"
     transport.publish(uuid(number), seat, b"again")
     assert transport.await_reply(uuid(number), seat, soon()) == b"again"
+
+
+def test_a_hole_that_a_killed_process_left_is_closed_and_what_comes_after_it_is_taken(transport):
+    for _ in range(2 * SLOTS):
+        # a pop from an empty queue brings the cursors apart over an empty slot, as a kill inside a push or a pull does
+        uwsgi.queue_pop()
+        assert uwsgi.queue_slot() != uwsgi.queue_pull_slot()
+        assert transport.take(0, never) == []
+        assert uwsgi.queue_slot() == uwsgi.queue_pull_slot()
+        sent = [frame(number) for number in range(3)]
+        for one in sent:
+            transport.offer(one, 0)
+        assert transport.take(0, never) == sent
+        assert not transport._queued()
+
+
+def test_a_reply_of_a_replica_that_died_before_it_woke_anybody_is_found_at_the_deadline(transport):
+    seat = transport.seat()
+    uwsgi.cache_update(uuid(1), b"reply", 5)
+    assert transport.await_reply(uuid(1), seat, soon(BRIEFLY_S)) == b"reply"
+    assert not uwsgi.cache_exists(uuid(1))
 
 
 def test_replicas_in_processes_of_their_own_answer_every_task_once():
