@@ -203,9 +203,12 @@ def read_ini(file: Path, environ: Mapping[str, str]) -> dict[str, dict[str, list
 def cores() -> int:
     """The cores this process may use: its affinity, and the CPU quota of its cgroup."""
     available = len(os.sched_getaffinity(0))
-    quota = _first_line("/sys/fs/cgroup/cpu.max").split()
-    if len(quota) == 2 and quota[0].isdecimal():
-        return max(1, min(available, int(quota[0]) // int(quota[1])))
+    for quota in (
+        _first_line("/sys/fs/cgroup/cpu.max").split(),
+        [_first_line(f"/sys/fs/cgroup/cpu/cpu.cfs_{part}_us") for part in ("quota", "period")],
+    ):
+        if len(quota) == 2 and quota[0].isdecimal():
+            return max(1, min(available, int(quota[0]) // int(quota[1])))
     return available
 
 
