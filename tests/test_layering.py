@@ -1,4 +1,4 @@
-"""The layers of design.md, read from the imports."""
+"""The layers that the README draws, read from the imports."""
 
 import ast
 import subprocess

@@ -70,9 +70,9 @@ def test_the_time_in_the_backlog_counts(start, tmp_path):
     model = write_model(tmp_path / "slow", SLOW)
     server = start(MODEL=model, MULES=8, WORKERS=2, THREADS=2, SERVING_DEADLINE_MS=1000).wait_ready()
     with ThreadPoolExecutor(12) as clients:
-        answers = list(clients.map(lambda number: server.predict({"seconds": 0.45}), range(12)))
+        answers = list(clients.map(lambda number: server.predict({"seconds": 0.4}), range(12)))
     told = Counter(answer.status for answer in answers)
-    # two threads, 0.45 s each: the first four make it, and the others are told in time that they do not
+    # two threads, 0.4 s each: the first four make it, and the others are told in time that they do not
     assert told[200] == 4 and told[504] == 8, told
 
 
