@@ -179,9 +179,10 @@ def _close_hole() -> bytes | None:
     """
     uwsgi.lock()
     try:
+        # nobody pushes now; a replica that pulls empties a slot and moves on in one, so that a slot which is empty and
+        # still the one to pull from is a hole, which no pull moves over
         pull = uwsgi.queue_pull_slot()
-        # nobody pushes now, and another replica that pulls moves on only over frames
-        if _apart() and uwsgi.queue_get(pull) is None:
+        if _apart() and uwsgi.queue_get(pull) is None and uwsgi.queue_pull_slot() == pull:
             uwsgi.queue_set(pull, _NO_FRAME)
         frame: bytes | None = uwsgi.queue_pull()
         return frame
