@@ -40,7 +40,7 @@ from typing import Any, TextIO
 
 import orjson
 
-from serving.errors import ModelError, SettingsError, SignatureMismatch
+from serving.errors import ModelError, SettingsError
 from serving.model import ModelCard, ModelFolder
 from serving.settings import Settings
 
@@ -67,6 +67,7 @@ class Supervisor:
         self.environ = environ
         self.host = (environ.get("HOST") or "127.0.0.1").strip("[]")
         self.port = _port(environ.get("PORT") or "8080")
+        self.address = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
         self.ini = Path(environ.get("INI") or ROOT / "uwsgi.ini").resolve()
         self.run_dir = Path(environ.get("RUN_DIR") or ROOT / "run" / str(self.port)).resolve()
         self.log_dir = Path(environ["LOG_DIR"]).resolve() if environ.get("LOG_DIR") else None
@@ -132,7 +133,7 @@ class Supervisor:
             "error_log": self.log_dir / "server.log" if self.log_dir else "stderr",
             # nginx's processes are of the user that uWSGI's socket is for
             "user": f"user {user} {grp.getgrgid(os.getgid()).gr_name};" if user else "",
-            "listen": f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}",
+            "listen": self.address,
             "port": self.port,
             "max_body_bytes": settings.max_body_bytes,
             # the last second is for uWSGI
@@ -207,7 +208,7 @@ class Supervisor:
 
     def _announce(self, ready: dict[str, Any]) -> None:
         card = ModelCard.from_dict(ready["model"])
-        url = f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        url = f"http://{self.address}"
         _say(f"ready at {url}")
         print(f"  model  {card.name}, version {card.version} ({card.engine}), {self.folder.path}")
         print(f"  mules  {self.settings.mules}, {ready['ready_replicas']} of them ready")
@@ -349,17 +350,14 @@ def main(arguments: list[str]) -> int:
         print(__doc__.partition("\n\nRuns in:")[0])
         return 0
     if arguments not in ([], ["serve"]):
-        print(
-            f"muleteer: unknown argument {arguments[0]!r}; the one command is serve (--help tells more)",
-            file=sys.stderr,
-        )
+        _say(f"unknown argument {arguments[0]!r}; the one command is serve (--help tells more)", sys.stderr)
         return 2
     # each thread that can wait needs a file
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         return Supervisor(dict(os.environ)).run()
-    except (SettingsError, ModelError, StartError, SignatureMismatch) as error:
+    except (SettingsError, ModelError, StartError) as error:
         _say(str(error), sys.stderr)
         return 2
 

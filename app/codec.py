@@ -110,15 +110,12 @@ def _encode_instance(outputs: Tensors) -> bytes:
 
 
 def _values(tensor: Tensor) -> Any:
-    """What orjson writes as it stands, or nested lists where it cannot."""
+    """The tensor as it stands, or nested lists of texts."""
     if tensor.dtype.kind == "O":
         texts = np.empty(tensor.shape, object)
         for index, item in enumerate(tensor.flat):
             texts.flat[index] = _text(item)
         return texts.tolist()
-    if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-        # by way of text, so that a float32 keeps its short form
-        return tensor.astype(str).astype(float).tolist()
     return tensor
 
 
@@ -137,5 +134,5 @@ def _dump(value: dict[str, Any], outputs: Tensors) -> bytes:
 
 
 def _listed(part: Tensor | np.generic) -> Any:
-    # a tensor, or the one number that a row of it is
-    return part.tolist()
+    # a tensor, or the one number that a row of it is; by way of text, so that a float32 keeps its short form
+    return (part.astype(str).astype(float) if part.dtype.kind == "f" else part).tolist()

@@ -81,7 +81,7 @@ class Settings:
         """The settings of a file under an environment, checked."""
         sections = read_ini(file, environ)
         values: dict[str, Any] = {}
-        values.update(_uwsgi_values(sections.get("uwsgi", {}), environ))
+        values.update(_uwsgi_values(sections.get("uwsgi", {})))
         values.update(_serving_values(sections.get("serving", {}), environ))
         settings = cls(**values)
         settings.check()
@@ -237,7 +237,7 @@ def _filled(value: str, condition: str | None, environ: Mapping[str, str]) -> st
     return _PLACEHOLDER.sub(fill, value)
 
 
-def _uwsgi_values(section: Mapping[str, list[str]], environ: Mapping[str, str]) -> dict[str, int]:
+def _uwsgi_values(section: Mapping[str, list[str]]) -> dict[str, int]:
     found = {key.replace("-", "_"): values[-1] for key, values in section.items()}
     # of several caches the first is uWSGI's default, and ours
     cache = dict(part.partition("=")[::2] for part in section.get("cache2", [""])[0].split(",") if part)

@@ -29,8 +29,6 @@ from serving.errors import DeadlineExceeded, FrameTooLarge, QueueFull, ReplyTooL
 from serving.settings import QUEUE_ITEM_HEADER_BYTES, Settings
 from serving.transport import Full
 
-# an idle replica looks into the queue this often even if nobody rang: the wake-up of a replica that died just then
-IDLE_LOOK_S = 0.5
 # a reply that came too late for its thread leaves the cache by itself after this many seconds
 _REPLY_TTL_S = 5
 # what closes a hole in the queue; no frame is so short
@@ -133,19 +131,15 @@ class UwsgiTransport:
                 return []
         frames = []
         # also when nobody rang: the ring may have woken a replica that died
-        frame: bytes | None = uwsgi.queue_pull()
-        while frame is not None or _apart():
-            if frame is None:
-                frame = _close_hole()
-                if frame is None:
-                    break
+        frame = _pull()
+        while frame is not None:
             if frame != _NO_FRAME:
                 frames.append(frame)
                 if full(frame):
                     if self._queued():
                         os.eventfd_write(self._doorbell, 1)
                     break
-            frame = uwsgi.queue_pull() if _apart() else None
+            frame = _pull() if _apart() else None
         return frames
 
     def publish(self, uuid: bytes, seat: int, reply: bytes) -> None:
@@ -170,6 +164,12 @@ class UwsgiTransport:
 def _apart() -> bool:
     """Whether the cursors of the queue are on two slots.  On one slot it is empty or full."""
     return bool(uwsgi.queue_slot() != uwsgi.queue_pull_slot())
+
+
+def _pull() -> bytes | None:
+    """The oldest frame; None when the queue is empty."""
+    frame: bytes | None = uwsgi.queue_pull()
+    return _close_hole() if frame is None and _apart() else frame
 
 
 def _close_hole() -> bytes | None:
