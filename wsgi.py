@@ -10,6 +10,7 @@ from pathlib import Path
 from app import create_app
 from serving import uwsgi_transport
 from serving.model import ModelFolder
+from serving.quarantine import Quarantine
 from serving.settings import Settings
 from serving.store import Board
 
@@ -20,24 +21,28 @@ logging.basicConfig(
 )
 folder = ModelFolder.find(settings.model)
 transport = uwsgi_transport.UwsgiTransport(settings)
-board = Board(settings.mules, settings.heartbeat_timeout_ms / 1000, settings.deadline_ms / 1000)
-application = create_app(settings, transport, board)
+quarantine = Quarantine(uwsgi_transport.Notes(), settings.quarantine_s, settings.predict_timeout_s)
+board = Board(settings.mules, settings.heartbeat_timeout_ms / 1000, settings.predict_timeout_s)
+application = create_app(settings, transport, board, quarantine)
+# the supervisor writes there which reload it asks for
+reload_file = Path(os.environ["RUN_DIR"], "reload")
 
 
 def start_process() -> None:
     """What a new worker or mule does first; for a mule, all it ever does."""
-    replica_id = uwsgi_transport.replica_id()
-    if not replica_id:
+    id = uwsgi_transport.mule_id()
+    if not id:
         transport.start_worker()
         return
     status = 1
     try:
-        from mules.replica import run
+        from mules.mule import run
+        from mules.pool import Pool
 
-        transport.start_replica()
-        status = run(settings, folder, transport, board.records[replica_id - 1], os.getpid())
+        pool = Pool(id, settings, board, transport, quarantine, reload_file)
+        status = run(settings, folder, transport, pool, quarantine, id, os.getpid(), board, uwsgi_transport.end_by)
     except Exception:
-        logging.getLogger("muleteer").exception("replica %d failed", replica_id)
+        logging.getLogger("muleteer").exception("mule %d failed", id)
     finally:
         # uWSGI respawns it; Python's own exit could hang in a framework's threads
         os._exit(status)

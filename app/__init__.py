@@ -14,6 +14,7 @@ from flask import Flask, Response, request
 
 from app import health, problems
 from app.predict import Answer, Predict
+from serving.quarantine import Quarantine
 from serving.settings import Settings
 from serving.store import Board
 from serving.transport import Transport
@@ -21,10 +22,10 @@ from serving.transport import Transport
 View = Callable[[dict[str, Any]], Answer]
 
 
-def create_app(settings: Settings, transport: Transport, board: Board) -> Flask:
+def create_app(settings: Settings, transport: Transport, board: Board, quarantine: Quarantine) -> Flask:
     """The Flask application of a worker."""
     app = Flask("muleteer", static_folder=None)
-    predictions: dict[str, View] = {"/predict": Predict(settings, transport, board).answer}
+    predictions: dict[str, View] = {"/predict": Predict(settings, transport, board, quarantine).answer}
     for path, answer in predictions.items():
         app.add_url_rule(path, f"POST {path}", _flask_view(answer), methods=["POST"])
     app.register_blueprint(health.blueprint(board))

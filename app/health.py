@@ -21,15 +21,18 @@ def blueprint(board: Board) -> Blueprint:
 
     @health.get("/readyz")
     def readyz() -> Response:
-        replicas = board.statuses()
+        processes = board.statuses()
+        replicas = [process for process, record in zip(processes, board.records, strict=True) if record.post]
+        spare = next((process for process in processes if process.state == "spare"), None)
         card = board.card()
         ready = sum(replica.ready for replica in replicas)
-        failed = not ready and all(record.hopeless for record in board.records)
+        failed = not ready and all(record.hopeless for record in board.posts())
         status = {
             "status": "ready" if ready else "failed" if failed else "not ready",
             "ready_replicas": ready,
             "model": card.as_dict() if card else None,
             "replicas": [replica.as_dict() for replica in replicas],
+            "spare": spare.as_dict() if spare else None,
         }
         return _json(200 if ready else 503, status)
 

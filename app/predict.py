@@ -5,6 +5,7 @@ Units:    seconds, absolute, time.monotonic(); Server-Timing and X-Request-Timeo
 """
 
 import logging
+import math
 import time
 import uuid
 from collections.abc import Mapping
@@ -18,13 +19,16 @@ from serving.errors import (
     EngineError,
     FrameTooLarge,
     ModelLoading,
+    Overloaded,
+    QueueFull,
     ServingError,
     UnsupportedMedia,
 )
+from serving.quarantine import Quarantine
 from serving.settings import Settings
 from serving.store import Board
 from serving.task import Reply, Task
-from serving.transport import Transport
+from serving.transport import Ticket, Transport
 from serving.wire import decode_reply, encode_task
 
 # status line, headers, body
@@ -36,10 +40,11 @@ log = logging.getLogger("muleteer.predict")
 class Predict:
     """The one function behind both doors, the Flask view and the WSGI short cut."""
 
-    def __init__(self, settings: Settings, transport: Transport, board: Board) -> None:
+    def __init__(self, settings: Settings, transport: Transport, board: Board, quarantine: Quarantine) -> None:
         self._settings = settings
         self._transport = transport
         self._board = board
+        self._quarantine = quarantine
 
     def answer(self, environ: Mapping[str, Any]) -> Answer:
         """The answer to one request, whatever happens to it."""
@@ -56,17 +61,19 @@ class Predict:
 
     def _predict(self, environ: Mapping[str, Any], start: float, uuid: bytes, request_id: str) -> Answer:
         card = self._board.card()
-        if card is None:
-            raise ModelLoading("no replica has loaded the model yet; /readyz shows how far they are")
+        if card is None or self._board.hopeless():
+            raise ModelLoading("no replica has loaded the model; /readyz shows how far they are, and why not")
         deadline = start - _waited_s(environ) + self._timeout_s(environ)
         if deadline <= start:
             raise DeadlineExceeded("no thread was free before the deadline (deadline_ms, or X-Request-Timeout-Ms)")
+        self._refuse_late(1, deadline)
         inputs, encode = codec.decode(self._body(environ), card.signature, self._settings.max_request_rows)
         rows = card.signature.rows(inputs)
-        seat = self._transport.seat()
+        if rows > 1:
+            self._refuse_late(rows, deadline)
         offered = time.monotonic()
-        self._transport.offer(encode_task(Task(uuid, request_id, seat, offered, deadline, rows, inputs)), seat)
-        reply = decode_reply(self._transport.await_reply(uuid, seat, deadline))
+        frame = encode_task(Task(uuid, request_id, offered, deadline, rows, inputs))
+        reply = decode_reply(self._ask(uuid, rows, frame, deadline))
         if reply.error is not None:
             raise reply.error
         replied = time.monotonic()
@@ -82,6 +89,41 @@ class Predict:
             ],
             body,
         )
+
+    def _ask(self, uuid: bytes, rows: int, frame: bytes, deadline: float) -> bytes:
+        """The reply to a frame."""
+        alone = self._quarantine.admit(frame)
+        ticket = Ticket(uuid, max(rows, 1), self._transport.seat(), alone=alone)
+        try:
+            self._transport.offer(ticket, frame)
+        except QueueFull as error:
+            error.retry_after_s = self._retry_after_s()
+            raise
+        try:
+            return self._transport.await_reply(ticket, deadline)
+        except DeadlineExceeded:
+            if self._transport.predicting(ticket):
+                # it may have hung the replica
+                self._quarantine.keep(uuid, frame)
+            raise
+
+    def _refuse_late(self, rows: int, deadline: float) -> None:
+        """Raise Overloaded when what waits already takes longer than there is time."""
+        if not self._settings.refuse_late:
+            return
+        left_s = deadline - time.monotonic()
+        needs_s = self._board.drain_s(self._transport.waiting_rows() + rows)
+        if needs_s > left_s:
+            error = Overloaded(
+                f"what waits takes {needs_s * 1000:.0f} ms and the deadline leaves {left_s * 1000:.0f} ms"
+                " (deadline_ms, or X-Request-Timeout-Ms); come back later, or add replicas (mules in uwsgi.ini)"
+            )
+            error.retry_after_s = self._retry_after_s()
+            raise error
+
+    def _retry_after_s(self) -> int:
+        """When half of what waits now will be done, by the pace of the replicas."""
+        return max(1, math.ceil(self._board.drain_s(self._transport.waiting_rows()) / 2))
 
     def _timeout_s(self, environ: Mapping[str, Any]) -> float:
         limit: int = self._settings.deadline_ms

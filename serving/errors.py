@@ -5,12 +5,15 @@
     │  ├─ DecodeError           400 bad_body
     │  ├─ SignatureMismatch     400 signature
     │  ├─ FrameTooLarge         413 too_large
-    │  └─ UnsupportedMedia      415 media_type
+    │  ├─ UnsupportedMedia      415 media_type
+    │  └─ ClientGone            400 client_gone, which nobody reads
     ├─ Unavailable              503, with Retry-After
     │  ├─ QueueFull             503 queue_full
+    │  ├─ Overloaded            503 overloaded
     │  └─ ModelLoading          503 model_loading
     ├─ DeadlineExceeded         504 deadline
     └─ EngineError              500 engine
+       ├─ ReplicaCrashed        500 replica_crashed, with Retry-After while it is refused
        └─ ReplyTooLarge         500 reply_too_large
 
 Two more end a process, never a request: SettingsError (it refuses to start) and ModelError (the model folder cannot
@@ -28,7 +31,7 @@ class ServingError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
-    retry_after_s: ClassVar[int | None] = None
+    retry_after_s: int | None = None
 
 
 class ClientError(ServingError):
@@ -69,6 +72,13 @@ class UnsupportedMedia(ClientError):
     title = "The encoding of the body is not supported"
 
 
+class ClientGone(ClientError):
+    """The client closed its connection before its answer was there."""
+
+    code = "client_gone"
+    title = "The client went away"
+
+
 class Unavailable(ServingError):
     """Not now: the same request may succeed later."""
 
@@ -85,8 +95,15 @@ class QueueFull(Unavailable):
     title = "The queue is full"
 
 
+class Overloaded(Unavailable):
+    """What waits already takes longer than the request may."""
+
+    code = "overloaded"
+    title = "There is too much to do"
+
+
 class ModelLoading(Unavailable):
-    """No replica has loaded the model yet."""
+    """No replica has loaded the model yet, or each of them pauses between failed loads."""
 
     code = "model_loading"
     title = "The model is being loaded"
@@ -106,6 +123,13 @@ class EngineError(ServingError):
 
     code = "engine"
     title = "The model failed"
+
+
+class ReplicaCrashed(EngineError):
+    """The input killed the process that predicted it, alone."""
+
+    code = "replica_crashed"
+    title = "The model crashed on this input"
 
 
 class ReplyTooLarge(EngineError):

@@ -22,6 +22,7 @@ _KEYS = {
     "engine": str,
     "signature": str,
     "sample": str,
+    "answer": str,
     "max_batch_rows": int,
     "inputs": dict,
     "outputs": dict,
@@ -67,24 +68,24 @@ class ModelFolder:
     def sample(self, signature: Signature) -> Tensors:
         """One row to warm up with: the sample of the folder, or zeros."""
         file = self.sample_file()
-        if file is None:
-            return signature.zeros()
-        try:
-            value = json.loads(file.read_bytes())
-            if not isinstance(value, dict):
-                raise ModelError(f"{file}: a sample is one JSON object, {{input name: value}}")
-            return signature.instance(value)
-        except (ValueError, RecursionError, SignatureMismatch) as error:
-            raise ModelError(f"{file}: {error}") from error
+        return signature.zeros() if file is None else _instance(file, signature)
+
+    def answer(self, signature: Signature) -> Tensors | None:
+        """What the model must answer to the sample, one row; None when the folder does not say."""
+        file = self._file("answer")
+        return None if file is None else _instance(file, Signature(signature.outputs, signature.outputs))
 
     def sample_file(self) -> Path | None:
         """The file that holds one instance, {input name: value}, or None."""
-        name = str(self.options.get("sample", "sample.json"))
+        return self._file("sample")
+
+    def _file(self, key: str) -> Path | None:
+        name = str(self.options.get(key, f"{key}.json"))
         for folder in (self.path, self.root):
             if (folder / name).is_file():
                 return folder / name
-        if "sample" in self.options:
-            raise ModelError(f"model.toml says sample = {name!r}, and there is no such file in {self.root}")
+        if key in self.options:
+            raise ModelError(f"model.toml says {key} = {name!r}, and there is no such file in {self.root}")
         return None
 
 
@@ -108,6 +109,16 @@ class ModelCard:
             for side in ("inputs", "outputs")
         )
         return cls(**{**value, "signature": Signature(inputs, outputs)})
+
+
+def _instance(file: Path, signature: Signature) -> Tensors:
+    try:
+        value = json.loads(file.read_bytes())
+        if not isinstance(value, dict):
+            raise ModelError(f"{file}: it is one JSON object, {{name: value}}")
+        return signature.instance(value)
+    except (ValueError, RecursionError, SignatureMismatch) as error:
+        raise ModelError(f"{file}: {error}") from error
 
 
 def specs(table: object, where: str) -> tuple[TensorSpec, ...] | None:

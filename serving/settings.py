@@ -13,7 +13,7 @@ import mmap
 import os
 import re
 import resource
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,6 @@ from typing import Any
 from serving.errors import SettingsError
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
-# what queue_push keeps of a slot for itself
-QUEUE_ITEM_HEADER_BYTES = 16
 # Kubernetes puts these into every pod when a service is called "serving"
 _FOREIGN = ("SERVING_SERVICE_", "SERVING_PORT")
 _FIXED = {
@@ -31,9 +29,11 @@ _FIXED = {
 }
 # what uWSGI, Python and a model open beside the threads' own
 _OTHER_FILES = 256
-# a frame has 16 bits for its seat
+# a ticket has 16 bits for its seat
 _MAX_SEATS = 65536
 _MAX_MULES = 1024
+# six bits of a held ticket's phase
+_MAX_ATTEMPTS = 60
 _PLACEHOLDER = re.compile(r"%\((\w+)\)|\$\((\w+)\)")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
@@ -70,6 +70,14 @@ class Settings:
     batch_wait_ms: int = _serving(0, 0)
     max_request_rows: int = _serving(1024, 1)
     max_body_bytes: int = _serving(8 << 20, 1)
+    max_frame_bytes: int = _serving(1 << 20, 1024)
+    refuse_late: bool = _serving(True)
+    predict_timeout_s: int = _serving(10, 1)
+    max_attempts: int = _serving(2, 1)
+    quarantine_s: int = _serving(60, 0)
+    canary_s: int = _serving(30, 0)
+    replica_max_rss_mb: int = _serving(0, 0)
+    replica_max_tasks: int = _serving(0, 0)
     replica_threads: int = _serving(0, 0)
     load_attempts: int = _serving(3, 1)
     heartbeat_timeout_ms: int = _serving(3000, 1000)
@@ -95,12 +103,25 @@ class Settings:
     @property
     def seats(self) -> int:
         """Places where a worker's thread can wait for a reply."""
-        return self.processes * self.threads
+        return self.prediction_workers * self.threads
+
+    @property
+    def mule_processes(self) -> int:
+        """The replicas, and the spare."""
+        return self.mules + 1
 
     @property
     def mapped_bytes(self) -> int:
-        """What the queue and the cache map, and use at the most."""
-        return self.queue * self.queue_blocksize + self.cache_items * (self.cache_blocksize + self.cache_keysize + 88)
+        """What the queue, the frames and the cache map, and use at the most."""
+        return self.queue * self.queue_blocksize + self._frames_bytes + self._cache_bytes
+
+    @property
+    def _frames_bytes(self) -> int:
+        return self.seats * self.max_frame_bytes
+
+    @property
+    def _cache_bytes(self) -> int:
+        return self.cache_items * (self.cache_blocksize + self.cache_keysize + 88)
 
     @property
     def threads_per_replica(self) -> int:
@@ -116,8 +137,10 @@ class Settings:
         if self.mules > _MAX_MULES:
             raise _refusal("mules", self.mules, f"each is a process, and {_MAX_MULES} are the most", _MAX_MULES)
         if self.seats > _MAX_SEATS:
-            reason = f"processes x threads (= {self.seats}) may be {_MAX_SEATS} at the most"
-            raise _refusal("threads", self.threads, reason, _MAX_SEATS // self.processes)
+            reason = f"(processes - 1) x threads (= {self.seats}) may be {_MAX_SEATS} at the most"
+            raise _refusal("threads", self.threads, reason, _MAX_SEATS // self.prediction_workers)
+        if self.max_attempts > _MAX_ATTEMPTS:
+            raise _refusal("max_attempts", self.max_attempts, f"{_MAX_ATTEMPTS} are the most", 2)
         if self.log_level not in LOG_LEVELS:
             raise _refusal("log_level", self.log_level, f"it is one of {', '.join(LOG_LEVELS)}", "info")
         page = mmap.PAGESIZE
@@ -130,7 +153,8 @@ class Settings:
             raise _refusal("cache_items", self.cache_items, reason, 2 * self.queue)
         if self.cache_items <= self.seats:
             reason = (
-                f"each of the {self.seats} threads (processes x threads) may have a reply in it, and one is uWSGI's"
+                f"each of the {self.seats} prediction threads ((processes - 1) x threads) may have a reply in it,"
+                " and one is uWSGI's"
             )
             raise _refusal("cache_items", self.cache_items, reason, self.seats + 1)
         if self.batch_wait_ms >= self.deadline_ms:
@@ -146,16 +170,15 @@ class Settings:
     def _check_machine(self) -> None:
         memory = memory_bytes()
         if self.mapped_bytes > memory:
-            queue = self.queue * self.queue_blocksize
-            cache = self.mapped_bytes - queue
-            key, count = ("queue_blocksize", self.queue) if queue > cache else ("cache_blocksize", self.cache_items)
+            frames, cache = self._frames_bytes, self._cache_bytes
+            key, count = ("max_frame_bytes", self.seats) if frames > cache else ("cache_blocksize", self.cache_items)
             # a quarter for the larger one, or what the other leaves; a page less than that for what a cache adds
-            left = memory - min(queue, cache)
+            left = memory - min(frames, cache)
             room = min(memory // 4, left) if left > 0 else memory // 4
             fix = max(room // count // mmap.PAGESIZE - 1, 1) * mmap.PAGESIZE
             reason = (
-                f"the queue and the cache map up to {self.mapped_bytes >> 20} MiB and there are {memory >> 20} MiB"
-                " of memory; make the blocks of the larger one (or the counts) smaller"
+                f"frames, cache and queue map up to {self.mapped_bytes >> 20} MiB and there are {memory >> 20} MiB"
+                " of memory; make this one, or how many there are of it, smaller"
             )
             raise _refusal(key, getattr(self, key), reason, fix)
         limit = _first_line("/proc/sys/net/core/somaxconn")
@@ -163,10 +186,8 @@ class Settings:
             raise _refusal("listen", self.listen, f"net.core.somaxconn allows {limit}", limit)
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         if self.seats + _OTHER_FILES > files:
-            reason = (
-                f"each of processes x threads (= {self.seats}) needs a file, and `ulimit -Hn` allows {files} in all"
-            )
-            raise _refusal("threads", self.threads, reason, max(1, (files - _OTHER_FILES) // self.processes))
+            reason = f"each of the {self.seats} prediction threads needs a file, and `ulimit -Hn` allows {files} in all"
+            raise _refusal("threads", self.threads, reason, max(1, (files - _OTHER_FILES) // self.prediction_workers))
 
 
 def read_ini(file: Path, environ: Mapping[str, str]) -> dict[str, dict[str, list[str]]]:
@@ -239,6 +260,14 @@ def _filled(value: str, condition: str | None, environ: Mapping[str, str]) -> st
 
 def _uwsgi_values(section: Mapping[str, list[str]]) -> dict[str, int]:
     found = {key.replace("-", "_"): values[-1] for key, values in section.items()}
+    # uWSGI adds them up: the replicas, and one more
+    replicas, *spares = section.get("mules", [""])
+    if replicas and spares != ["1"]:
+        raise SettingsError(
+            f"mules = {' and '.join([replicas, *spares])}: the first line is for the replicas, and a second one,"
+            " mules = 1, for the spare that takes over from one that died; that second line would do"
+        )
+    found["mules"] = replicas
     # of several caches the first is uWSGI's default, and ours
     cache = dict(part.partition("=")[::2] for part in section.get("cache2", [""])[0].split(",") if part)
     found.update({f"cache_{key}": value for key, value in cache.items()})
@@ -251,7 +280,7 @@ def _uwsgi_values(section: Mapping[str, list[str]]) -> dict[str, int]:
     values = {}
     for setting in fields(Settings):
         if setting.metadata["section"] == "uwsgi":
-            if setting.name not in found:
+            if not found.get(setting.name):
                 raise SettingsError(f"[uwsgi] {_shown(setting.name)} is missing; the shipped uwsgi.ini has it")
             values[setting.name] = _integer(setting.name, found[setting.name])
     return values
@@ -272,7 +301,7 @@ def _serving_values(section: Mapping[str, list[str]], environ: Mapping[str, str]
             fix = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(settings)}"
             raise SettingsError(f"[serving] {key} = {text}: there is no such setting; {fix}")
         kind = settings[key].type
-        values[key] = _integer(key, text) if kind is int else Path(text) if kind is Path else text
+        values[key] = _READ[kind](key, text)
     return values
 
 
@@ -281,6 +310,20 @@ def _integer(name: str, text: str) -> int:
     if not _INTEGER.fullmatch(text):
         raise SettingsError(f"{_shown(name)} = {text}: it must be a whole number, for example 8")
     return int(text)
+
+
+def _boolean(name: str, text: str) -> bool:
+    if text not in ("true", "false"):
+        raise SettingsError(f"{_shown(name)} = {text}: it is true or false; true would do")
+    return text == "true"
+
+
+_READ: dict[Any, Callable[[str, str], Any]] = {
+    int: _integer,
+    bool: _boolean,
+    Path: lambda name, text: Path(text),
+    str: lambda name, text: text,
+}
 
 
 def _shown(name: str) -> str:

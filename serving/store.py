@@ -1,196 +1,291 @@
 """The board: what each replica says of itself, in memory shared before the fork.
 
-Each record has one writer, the replica itself, and outlives it: a successor finds how often its predecessors failed.
-Numbers are aligned and 8 bytes wide; a text carries its checksum, so that a reader never takes half of one.
+Each record has one writer, its own process, and outlives it; once that is dead, whoever buries it writes, under the
+transport's lock.  Numbers are aligned and 8 bytes wide; a text carries its checksum, so that a reader never takes half
+of one.
+
+A record has a post while its process is to be a replica; there is one record more than posts, and its process is the
+spare.
 
 Runs in:  both.
-Units:    seconds, absolute, time.monotonic().
+Units:    seconds, absolute, time.monotonic(); memory in bytes.
 """
 
 import json
+import math
 import mmap
 import time
 import zlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any
 
 from serving.model import ModelCard
 
-_NUMBERS = 9
 _CARD_BYTES = 65536
-_ERROR_BYTES = 2048
+_TEXT_BYTES = 2048
 _TEXT_HEAD = 8
-_RECORD_BYTES = 8 * _NUMBERS + _CARD_BYTES + _ERROR_BYTES
 
 
 class State(IntEnum):
-    """What a replica is doing."""
+    """What a process is doing."""
 
     STARTING = 0
     LOADING = 1
     READY = 2
-    PAUSED = 3  # the last load failed; the next follows after a pause
+    PAUSED = 3  # the last load failed, or the process died before it did anything; the next follows after a pause
     FAILED = 4  # load_attempts failed one after the other; retried at the longest pause
     DRAINING = 5
+    SPARE = 6
+    GONE = 7  # ended or died, and was seen to be
 
 
 @dataclass(frozen=True)
 class ReplicaStatus:
-    """One replica as /readyz shows it."""
+    """One process as /readyz shows it."""
 
     id: int
     pid: int
     state: str
     ready: bool
     version: int | None
+    generation: int
     heartbeat_age_s: float | None
     busy_s: float
+    tasks: int
+    rss_mb: int
     failures: int
-    last_error: str = field(default="")
+    crashes: int
+    last_error: str
+    last_death: str
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-class Record:
-    """One replica's part of the board.  Only that replica writes to it."""
+def _number(index: int, doc: str) -> Any:
+    return property(
+        lambda self: self._integers[index], lambda self, value: self._integers.__setitem__(index, value), None, doc
+    )
 
-    # the numbers: generation of the card, pid, state, heartbeat, busy since (0: idle), failed loads, no load before,
-    # ever ready, given up
-    _GENERATION, _PID, _STATE, _HEARTBEAT, _BUSY, _FAILURES, _NOT_BEFORE, _EVER_READY, _GIVEN_UP = range(_NUMBERS)
+
+def _second(index: int, doc: str) -> Any:
+    return property(
+        lambda self: self._seconds[index], lambda self, value: self._seconds.__setitem__(index, value), None, doc
+    )
+
+
+class Record:
+    """One process's part of the board."""
+
+    stamp = _number(0, "of the card; never the same twice, 0 before there is one")
+    pid = _number(1, "0 when the process is gone, and was seen to be")
+    _state = _number(2, "")
+    heartbeat = _second(3, "when the loop last went round")
+    busy_since = _second(4, "when the present predict began; 0.0 when idle")
+    failures = _number(5, "failed loads, one after the other")
+    not_before = _second(6, "when the next load may begin")
+    ever_ready = _number(7, "1 once a load has succeeded")
+    _given_up = _number(8, "")
+    post = _number(9, "1 while its process is to be a replica")
+    generation = _number(10, "which reload it was started for")
+    tasks = _number(11, "answered since the load")
+    rss = _number(12, "bytes")
+    worn = _number(13, "1 when it wants to be replaced")
+    # predict takes overhead_s + rows x row_s
+    overhead_s = _second(14, "of one predict")
+    row_s = _second(15, "of one row")
+    batch_rows = _number(16, "rows of one predict at the most")
+    crashes = _number(17, "deaths in service, one after the other, without a single answer")
+    ready_at = _second(18, "when the load succeeded")
+    _NUMBERS = 19
+    BYTES = 8 * _NUMBERS + _CARD_BYTES + 2 * _TEXT_BYTES
 
     def __init__(self, memory: memoryview) -> None:
-        numbers = memory[: 8 * _NUMBERS]
+        numbers = memory[: 8 * self._NUMBERS]
         self._integers = numbers.cast("q")
         self._seconds = numbers.cast("d")
-        self._card = memory[8 * _NUMBERS : 8 * _NUMBERS + _CARD_BYTES]
-        self._error = memory[8 * _NUMBERS + _CARD_BYTES :]
+        texts = memory[8 * self._NUMBERS :]
+        self._card = texts[:_CARD_BYTES]
+        self._error = texts[_CARD_BYTES : _CARD_BYTES + _TEXT_BYTES]
+        self._death = texts[_CARD_BYTES + _TEXT_BYTES :]
 
     def start(self, pid: int) -> None:
         """A new process has taken over this record, and nothing its predecessor did is true of it."""
         if self.state not in (State.PAUSED, State.FAILED):
             self.state = State.STARTING
-        self._integers[self._PID] = pid
-        self._seconds[self._BUSY] = 0.0
-        self._seconds[self._HEARTBEAT] = time.monotonic()
+        self.pid = pid
+        self.busy_since = 0.0
+        self.tasks = self.rss = self.worn = 0
+        self.heartbeat = time.monotonic()
 
     def beat(self, busy: bool = False) -> None:
-        """Say that the replica's loop goes round, and whether it is about to predict."""
+        """Say that the process's loop goes round, and whether it is about to predict."""
         now = time.monotonic()
-        self._seconds[self._HEARTBEAT] = now
-        self._seconds[self._BUSY] = now if busy else 0.0
+        self.heartbeat = now
+        self.busy_since = now if busy else 0.0
 
     def describe(self, card: ModelCard) -> None:
         """Publish the model's card.  ValueError when it is larger than the board's place for it."""
         _write_text(self._card, json.dumps(card.as_dict()).encode())
+        self.batch_rows = card.max_batch_rows
         # never the same twice, whatever wrote before
-        self._integers[self._GENERATION] = time.monotonic_ns()
+        self.stamp = time.monotonic_ns()
 
     def fail(self, error: str, pause_s: float, for_good: bool = False) -> None:
         """Count a failed load, with its error and the pause before the next; for_good: nobody need wait for that."""
-        _write_text(self._error, error.encode(errors="replace")[: _ERROR_BYTES - _TEXT_HEAD])
-        self._integers[self._FAILURES] += 1
-        self._seconds[self._NOT_BEFORE] = time.monotonic() + pause_s
-        self._integers[self._GIVEN_UP] = for_good
+        self.last_error = error
+        self.failures += 1
+        self.not_before = time.monotonic() + pause_s
+        self._given_up = int(for_good)
         self.state = State.FAILED if for_good else State.PAUSED
 
     def succeed(self) -> None:
         """The model is loaded and warm."""
-        self._integers[self._FAILURES] = 0
-        self._integers[self._EVER_READY] = 1
-        self._integers[self._GIVEN_UP] = 0
+        self.failures = 0
+        self.ever_ready = 1
+        self._given_up = 0
+        self.ready_at = time.monotonic()
         self.state = State.READY
 
-    @property
-    def generation(self) -> int:
-        return self._integers[self._GENERATION]
+    def work(self, tasks: int) -> None:
+        """Count answered tasks: whatever its predecessors died of, this one is of use."""
+        self.tasks += tasks
+        if self.crashes:
+            self.crashes = 0
+
+    def crash(self, pause_s: float) -> None:
+        """Count a death in service that came before any answer; its successor pauses, and keeps the post."""
+        self.crashes += 1
+        self.not_before = time.monotonic() + pause_s
+        self.state = State.PAUSED
+        self.pid = 0
+        self.busy_since = 0.0
+
+    def retire(self) -> None:
+        """Its process is gone, or as good as: the post is free."""
+        self.state = State.GONE
+        self.post = self.pid = 0
+        self.busy_since = 0.0
 
     @property
     def state(self) -> State:
-        return State(self._integers[self._STATE])
+        return State(self._state)
 
     @state.setter
     def state(self, state: State) -> None:
-        self._integers[self._STATE] = state
+        self._state = state
 
     @property
-    def failures(self) -> int:
-        return self._integers[self._FAILURES]
-
-    @property
-    def not_before(self) -> float:
-        return self._seconds[self._NOT_BEFORE]
-
-    @property
-    def ever_ready(self) -> bool:
-        return bool(self._integers[self._EVER_READY])
+    def serves(self) -> bool:
+        return bool(self._state == State.READY)
 
     @property
     def hopeless(self) -> bool:
         """Never ready, and nobody expects it to become so, though it is tried again."""
-        return bool(self._integers[self._GIVEN_UP]) and not self.ever_ready
+        return bool(self._given_up) and not self.ever_ready
 
     @property
     def last_error(self) -> str:
+        """Of the last load that failed."""
         return (_read_text(self._error) or b"").decode(errors="replace")
+
+    @last_error.setter
+    def last_error(self, text: str) -> None:
+        _write_text(self._error, text.encode(errors="replace")[: _TEXT_BYTES - _TEXT_HEAD])
+
+    @property
+    def last_death(self) -> str:
+        """How the last process here died."""
+        return (_read_text(self._death) or b"").decode(errors="replace")
+
+    @last_death.setter
+    def last_death(self, text: str) -> None:
+        _write_text(self._death, text.encode(errors="replace")[: _TEXT_BYTES - _TEXT_HEAD])
 
     def card(self) -> ModelCard | None:
         """The card of the model, or None while there is none (or half of one)."""
-        text = _read_text(self._card) if self.generation else None
+        text = _read_text(self._card) if self.stamp else None
         return ModelCard.from_dict(json.loads(text)) if text else None
 
-    def status(self, id: int, now: float, heartbeat_timeout_s: float, deadline_s: float) -> ReplicaStatus:
-        """What the record says at a moment; ready means ready."""
-        state = self.state
-        heartbeat, busy = self._seconds[self._HEARTBEAT], self._seconds[self._BUSY]
-        busy_s = max(0.0, now - busy) if busy else 0.0
-        # in the middle of a predict nothing beats; past the deadline of its tasks it counts as hung
-        fresh = now - heartbeat < (max(deadline_s, heartbeat_timeout_s) if busy else heartbeat_timeout_s)
-        card = self.card()
-        return ReplicaStatus(
-            id=id,
-            pid=self._integers[self._PID],
-            state=state.name.lower(),
-            ready=state is State.READY and fresh,
-            version=card.version if card else None,
-            heartbeat_age_s=round(max(0.0, now - heartbeat), 3) if heartbeat else None,
-            busy_s=round(busy_s, 3),
-            failures=self.failures,
-            last_error=self.last_error,
-        )
+    def fresh(self, now: float, heartbeat_timeout_s: float, predict_timeout_s: float) -> bool:
+        """Whether it lives, as far as its heartbeat tells: in the middle of a predict nothing beats."""
+        age = now - self.heartbeat
+        return bool(age < (predict_timeout_s + heartbeat_timeout_s if self.busy_since else heartbeat_timeout_s))
 
 
 class Board:
-    """The records of all replicas.  Made before the fork, and so shared."""
+    """The records of all replicas and of the spare.  Made before the fork, and so shared."""
 
-    def __init__(self, replicas: int, heartbeat_timeout_s: float, deadline_s: float) -> None:
-        self._memory = memoryview(mmap.mmap(-1, replicas * _RECORD_BYTES))
-        self._heartbeat_timeout_s = heartbeat_timeout_s
-        self._deadline_s = deadline_s
+    def __init__(self, replicas: int, heartbeat_timeout_s: float, predict_timeout_s: float) -> None:
+        self._memory = memoryview(mmap.mmap(-1, (replicas + 1) * Record.BYTES))
+        self._timeouts_s = heartbeat_timeout_s, predict_timeout_s
+        self.replicas = replicas
         self.records = [
-            Record(self._memory[start : start + _RECORD_BYTES])
-            for start in range(0, replicas * _RECORD_BYTES, _RECORD_BYTES)
+            Record(self._memory[start : start + Record.BYTES])
+            for start in range(0, (replicas + 1) * Record.BYTES, Record.BYTES)
         ]
+        for record in self.records[:replicas]:
+            record.post = 1
         self._card: ModelCard | None = None
-        self._generation = 0
+        self._stamp = 0
 
     def card(self) -> ModelCard | None:
         """The card written last, None before any replica has loaded its model."""
-        newest = max(self.records, key=lambda record: record.generation)
+        newest = max(self.records, key=lambda record: int(record.stamp))
         # read before the card: one that is written meanwhile is then read the next time
-        generation = newest.generation
-        if generation != self._generation and (card := newest.card()):
-            self._card, self._generation = card, generation
+        stamp = newest.stamp
+        if stamp != self._stamp and (card := newest.card()):
+            self._card, self._stamp = card, stamp
         return self._card
 
-    def statuses(self, now: float | None = None) -> list[ReplicaStatus]:
-        """The status of each replica."""
+    def ready(self, now: float | None = None) -> list[Record]:
+        """The records of the replicas that serve."""
         moment = time.monotonic() if now is None else now
-        return [
-            record.status(id, moment, self._heartbeat_timeout_s, self._deadline_s)
-            for id, record in enumerate(self.records, start=1)
-        ]
+        return [record for record in self.records if record.serves and record.fresh(moment, *self._timeouts_s)]
+
+    def posts(self) -> list[Record]:
+        """The records whose processes are, or will be, replicas."""
+        return [record for record in self.records if record.post]
+
+    def hopeless(self) -> bool:
+        """Whether nobody is ready, and each replica pauses after a failed load: waiting for them is in vain."""
+        return not any(record.state not in (State.PAUSED, State.FAILED) for record in self.posts())
+
+    def drain_s(self, rows: int) -> float:
+        """How long the replicas that serve need for so many rows; 0.0 when none does, as nobody knows."""
+        ready = self.ready()
+        if not ready:
+            return 0.0
+        share = rows / len(ready)
+        batch_rows = max(1, min(record.batch_rows for record in ready))
+        overhead_s = sum(record.overhead_s for record in ready) / len(ready)
+        row_s = sum(record.row_s for record in ready) / len(ready)
+        return float(math.ceil(share / batch_rows) * overhead_s + share * row_s)
+
+    def statuses(self, now: float | None = None) -> list[ReplicaStatus]:
+        """The status of each process, the spare's too."""
+        moment = time.monotonic() if now is None else now
+        return [self._status(id, record, moment) for id, record in enumerate(self.records, start=1)]
+
+    def _status(self, id: int, record: Record, now: float) -> ReplicaStatus:
+        state, busy_since, heartbeat, card = record.state, record.busy_since, record.heartbeat, record.card()
+        return ReplicaStatus(
+            id=id,
+            pid=record.pid,
+            state=state.name.lower(),
+            ready=state is State.READY and record.fresh(now, *self._timeouts_s),
+            version=card.version if card else None,
+            generation=record.generation,
+            heartbeat_age_s=round(max(0.0, now - heartbeat), 3) if heartbeat else None,
+            busy_s=round(max(0.0, now - busy_since), 3) if busy_since else 0.0,
+            tasks=record.tasks,
+            rss_mb=record.rss >> 20,
+            failures=record.failures,
+            crashes=record.crashes,
+            last_error=record.last_error,
+            last_death=record.last_death,
+        )
 
 
 def _write_text(memory: memoryview, text: bytes) -> None:

@@ -21,12 +21,11 @@ class Task:
     """What one request asks of a replica.
 
     uuid is ours and unique; request_id is what the client or nginx calls the request, and two clients may choose the
-    same.  seat is the place where the waiting thread sleeps.
+    same.
     """
 
     uuid: bytes
     request_id: str
-    seat: int
     offered: float
     deadline: float
     rows: int

@@ -1,68 +1,77 @@
 """The uWSGI queue and cache between workers and replicas, with eventfds to sleep on.  The one file that imports uwsgi.
 
-The way of a task: a worker's thread checks for a free slot and pushes under one lock, then rings the doorbell, one
-eventfd that all replicas watch, each with EPOLLEXCLUSIVE so that one wakes.  The replica that reads the doorbell takes
-a frame, and rings again when it leaves some behind.  It publishes the reply in the cache under the task's uuid and
-writes to the eventfd of the task's seat, where the thread sleeps.  A thread looks in the cache only when it was woken.
+A worker's thread checks for a free slot and pushes under one lock, then rings the doorbell, one eventfd that all
+replicas watch, each with EPOLLEXCLUSIVE so that one wakes.  The replica that reads the doorbell takes, and rings again
+when it leaves something behind.  It puts the reply into the cache under the task's uuid and writes to the eventfd of
+the task's seat, where the thread sleeps.  A thread looks in the cache only when it was woken.
 
-Made before the fork (import in the master): eventfds and the seats' flags are shared by all processes.
+Made before the fork (import in the master): eventfds and the shared memory of transport.py are common to all processes.
 
 Runs in:  both.
-Shapes:   frames and replies are opaque bytes, at most max_frame_bytes and max_reply_bytes.
 Units:    seconds; deadlines are absolute, time.monotonic().
-Raises:   QueueFull, FrameTooLarge, ReplyTooLarge, DeadlineExceeded; SettingsError when uWSGI runs with other numbers.
+Raises:   QueueFull, FrameTooLarge, ReplyTooLarge, DeadlineExceeded, ClientGone; SettingsError when uWSGI runs with
+          other numbers.
 Source:   uWSGI 2.0.31 core/queue.c (push does not check for a full ring), core/cache.c (update answers None when full).
 """
 
 import itertools
 import math
-import mmap
 import os
 import select
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import uwsgi
 
-from serving.errors import DeadlineExceeded, FrameTooLarge, QueueFull, ReplyTooLarge, ServingError, SettingsError
-from serving.settings import QUEUE_ITEM_HEADER_BYTES, Settings
-from serving.transport import Full
+from serving.errors import ClientGone, DeadlineExceeded, ServingError, SettingsError
+from serving.settings import Settings
+from serving.transport import Ticket, Transport
 
 # a reply that came too late for its thread leaves the cache by itself after this many seconds
 _REPLY_TTL_S = 5
-# what closes a hole in the queue; no frame is so short
-_NO_FRAME = b"\0"
+# fills a slot that a killed process left half done; no ticket is so short
+_NO_TICKET = b"\0"
 _FLAGS = os.EFD_NONBLOCK | os.EFD_CLOEXEC
 
 
-class UwsgiTransport:
+class UwsgiTransport(Transport):
     """The transport inside one uWSGI instance."""
 
     def __init__(self, settings: Settings) -> None:
         _check_same(settings)
-        self.max_frame_bytes = settings.queue_blocksize - QUEUE_ITEM_HEADER_BYTES
-        self.max_reply_bytes = settings.cache_blocksize
+        super().__init__(
+            settings.seats,
+            settings.mule_processes,
+            settings.max_batch_rows,
+            settings.max_attempts,
+            settings.max_frame_bytes,
+            settings.cache_blocksize,
+        )
         self._threads = settings.threads
+        self._slots = settings.queue
         self._doorbell = os.eventfd(0, _FLAGS)
         self._wakers = [os.eventfd(0, _FLAGS) for _ in range(settings.seats)]
-        # one byte a seat: 1 while its thread has a task somewhere between offer and reply
-        self._busy = mmap.mmap(-1, max(settings.seats, 1))
-        self._idle = bytes(settings.seats)
         self._local = threading.local()
-        self._seats = itertools.count()
+        self._numbers = itertools.count()
+        self._in_worker = False
         self._epoll: select.epoll | None = None
 
     def start_worker(self) -> None:
-        """In a fresh worker: its seats are its own, and free."""
+        """In a fresh worker: its seats are its own, and nobody waits there."""
         first = (uwsgi.worker_id() - 1) * self._threads
-        self._seats = itertools.count(first)
-        self._busy[first : first + self._threads] = bytes(self._threads)
+        self._numbers = itertools.count(first)
+        for seat, waker in enumerate(self._wakers[first : first + self._threads], start=first):
+            # what its predecessor offered is dropped wherever it is
+            self._seats.leave(seat)
+            with suppress(BlockingIOError):
+                os.eventfd_read(waker)
+        self._in_worker = True
 
-    def start_replica(self) -> None:
-        """In a fresh mule: watch the doorbell."""
-        # the timer of a predecessor that died by itself may still be armed, and would kill this one
-        uwsgi.set_user_harakiri(0)
+    def start_replica(self, id: int, alive: Callable[[], int] = lambda: 1) -> None:
+        """In a mule that is a replica now: watch the doorbell."""
+        super().start_replica(id, alive)
         self._epoll = select.epoll()
         self._epoll.register(self._doorbell, select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
@@ -70,124 +79,116 @@ class UwsgiTransport:
         """The seat of the calling thread."""
         local = self._local
         if not hasattr(local, "seat"):
-            local.seat = next(self._seats)
+            local.seat = next(self._numbers)
             local.poll = select.poll()
             local.poll.register(self._wakers[local.seat], select.POLLIN)
         seat: int = local.seat
         return seat
 
-    def offer(self, frame: bytes, seat: int) -> None:
-        """Push a frame where a slot is free, and ring; at once in any case."""
-        if len(frame) > self.max_frame_bytes:
-            raise FrameTooLarge(
-                f"the decoded request has {len(frame)} bytes and a slot of the queue holds {self.max_frame_bytes}:"
-                " queue-blocksize in uwsgi.ini, less its header"
-            )
-        self._busy[seat] = 1
-        uwsgi.lock()
-        try:
-            # replicas only free slots: with the cursors apart there is one; on one slot the queue is empty or full
-            slot = uwsgi.queue_slot()
-            free = slot != uwsgi.queue_pull_slot() or uwsgi.queue_get(slot) is None
-            accepted = free and uwsgi.queue_push(frame)
-        finally:
-            uwsgi.unlock()
-        if not accepted:
-            self._busy[seat] = 0
-            raise QueueFull(f"all {uwsgi.queue_size} slots of the queue are taken (queue in uwsgi.ini)")
-        os.eventfd_write(self._doorbell, 1)
-
-    def await_reply(self, uuid: bytes, seat: int, deadline: float) -> bytes:
+    def await_reply(self, ticket: Ticket, deadline: float) -> bytes:
         """Sleep on the seat's eventfd until the reply is in the cache, then take it out."""
-        waker, poll = self._wakers[seat], self._local.poll
+        waker, poll = self._wakers[ticket.seat], self._local.poll
+        # nginx closes the connection of a client that went away
+        client = uwsgi.connection_fd() if self._in_worker else -1
+        if client >= 0:
+            poll.register(client, select.POLLRDHUP)
         try:
             while (left := deadline - time.monotonic()) > 0:
-                poll.poll(math.ceil(left * 1000))
+                for fd, _ in poll.poll(math.ceil(left * 1000)):
+                    if fd == client:
+                        raise ClientGone("the client went away before its answer was there")
                 try:
                     os.eventfd_read(waker)
                 except BlockingIOError:
                     continue
                 # the wake-up may be for a reply that came too late for the request before
-                if reply := _take_reply(uuid):
+                if reply := _take_reply(ticket.uuid):
                     return reply
             # published by a replica that died before it woke anybody
-            if reply := _take_reply(uuid):
+            if reply := _take_reply(ticket.uuid):
                 return reply
         finally:
-            self._busy[seat] = 0
+            self._seats.leave(ticket.seat)
+            if client >= 0:
+                poll.unregister(client)
         raise DeadlineExceeded("no reply came before the deadline (deadline_ms, or X-Request-Timeout-Ms)")
 
-    def take(self, wait_s: float, full: Full) -> list[bytes]:
-        """Pull the oldest frames; sleep on the doorbell when there is none; ring again for what is left behind.
+    def _lock(self) -> None:
+        uwsgi.lock()
 
-        Looks at the cursors before it pulls, for a pull takes the queue's lock even when there is nothing.  A frame
-        that is pushed behind that look is no loss: its ring comes after it.
+    def _unlock(self) -> None:
+        uwsgi.unlock()
+
+    def _push(self, item: bytes) -> bool:
+        # replicas only free slots: with the cursors apart there is one
+        return not (uwsgi.queue_slot() == uwsgi.queue_pull_slot() and self._full()) and bool(uwsgi.queue_push(item))
+
+    def _full(self) -> bool:
+        """With the cursors on one slot: whether the queue is full, and not empty.
+
+        A worker that is killed inside a push leaves an item in a slot that its cursor has not passed.  With the next
+        slot empty that is what it is: the next push overwrites it, and nobody waits for it any more.
         """
-        if wait_s > 0 and self._epoll is not None and not _apart() and self._epoll.poll(wait_s):
+        slot = uwsgi.queue_slot()
+        return all(uwsgi.queue_get(at % self._slots) is not None for at in (slot, slot + 1))
+
+    def _head(self) -> bytes | None:
+        slot: int = uwsgi.queue_pull_slot()
+        item: bytes | None = uwsgi.queue_get(slot)
+        if uwsgi.queue_slot() != slot:
+            return item if item is not None and item != _NO_TICKET else self._mend()
+        return item if item is not None and self._full() else self._mend() if item is not None else None
+
+    def _mend(self) -> bytes | None:
+        """Bring the cursors together again after a kill inside a push or a pull; the oldest item behind it, if any."""
+        if not _apart():
+            # half a push: finish it
+            uwsgi.queue_push(_NO_TICKET)
+        while _apart():
+            slot = uwsgi.queue_pull_slot()
+            item: bytes | None = uwsgi.queue_get(slot)
+            if item is not None and item != _NO_TICKET:
+                return item
+            if item is None:
+                # half a pull: no pull gets past an empty slot
+                uwsgi.queue_set(slot, _NO_TICKET)
+            uwsgi.queue_pull()
+        return None
+
+    def _drop_head(self) -> None:
+        uwsgi.queue_pull()
+
+    def _queued(self) -> bool:
+        # a full queue has its cursors on one slot, too: then somebody has rung
+        return _apart()
+
+    def _put_reply(self, uuid: bytes, reply: bytes) -> None:
+        if not uwsgi.cache_update(uuid, reply, _REPLY_TTL_S):
+            raise ServingError("the cache has no free item (items of cache2 in uwsgi.ini)")
+
+    def _has_reply(self, uuid: bytes) -> bool:
+        return bool(uwsgi.cache_exists(uuid))
+
+    def _ring(self) -> None:
+        os.eventfd_write(self._doorbell, 1)
+
+    def _wake(self, seat: int) -> None:
+        os.eventfd_write(self._wakers[seat], 1)
+
+    def _sleep(self, wait_s: float) -> bool:
+        if self._epoll is not None and self._epoll.poll(wait_s):
             try:
                 os.eventfd_read(self._doorbell)
             except BlockingIOError:
                 # another replica was faster
-                return []
-        frames = []
+                return False
         # also when nobody rang: the ring may have woken a replica that died
-        frame = _pull()
-        while frame is not None:
-            if frame != _NO_FRAME:
-                frames.append(frame)
-                if full(frame):
-                    if self._queued():
-                        os.eventfd_write(self._doorbell, 1)
-                    break
-            frame = _pull() if _apart() else None
-        return frames
-
-    def publish(self, uuid: bytes, seat: int, reply: bytes) -> None:
-        """Put a reply into the cache, and wake its thread."""
-        if len(reply) > self.max_reply_bytes:
-            raise ReplyTooLarge(
-                f"the reply has {len(reply)} bytes and a block of the cache holds {self.max_reply_bytes}:"
-                " blocksize of cache2 in uwsgi.ini"
-            )
-        if not uwsgi.cache_update(uuid, reply, _REPLY_TTL_S):
-            raise ServingError("the cache has no free item (items of cache2 in uwsgi.ini)")
-        os.eventfd_write(self._wakers[seat], 1)
-
-    def waiting(self) -> bool:
-        """Whether a frame is queued or a thread still waits for its reply."""
-        return self._busy[:] != self._idle or self._queued()
-
-    def _queued(self) -> bool:
-        return _apart() or uwsgi.queue_get(uwsgi.queue_pull_slot()) is not None
+        return True
 
 
 def _apart() -> bool:
     """Whether the cursors of the queue are on two slots.  On one slot it is empty or full."""
     return bool(uwsgi.queue_slot() != uwsgi.queue_pull_slot())
-
-
-def _pull() -> bytes | None:
-    """The oldest frame; None when the queue is empty."""
-    frame: bytes | None = uwsgi.queue_pull()
-    return _close_hole() if frame is None and _apart() else frame
-
-
-def _close_hole() -> bytes | None:
-    """Bring the cursors together again when they are apart over an empty slot; the frame found behind it, if any.
-
-    A process that is killed inside a push or a pull leaves such a slot, and no pull gets past it.
-    """
-    uwsgi.lock()
-    try:
-        # nobody pushes now; a replica that pulls empties a slot and moves on in one, so that a slot which is empty and
-        # still the one to pull from is a hole, which no pull moves over
-        pull = uwsgi.queue_pull_slot()
-        if _apart() and uwsgi.queue_get(pull) is None and uwsgi.queue_pull_slot() == pull:
-            uwsgi.queue_set(pull, _NO_FRAME)
-        frame: bytes | None = uwsgi.queue_pull()
-        return frame
-    finally:
-        uwsgi.unlock()
 
 
 def _take_reply(uuid: bytes) -> bytes | None:
@@ -197,7 +198,26 @@ def _take_reply(uuid: bytes) -> bytes | None:
     return reply
 
 
-def replica_id() -> int:
+class Notes:
+    """What processes tell each other for a while, under keys that are no uuid."""
+
+    def put(self, key: bytes, value: bytes, seconds: int) -> None:
+        uwsgi.cache_update(key, value, seconds)
+
+    def get(self, key: bytes) -> bytes | None:
+        value: bytes | None = uwsgi.cache_get(key)
+        return value
+
+    def delete(self, key: bytes) -> None:
+        uwsgi.cache_del(key)
+
+
+def end_by(seconds: int) -> None:
+    """Have the master kill this mule unless it is called again within so many seconds; 0: never mind."""
+    uwsgi.set_user_harakiri(seconds)
+
+
+def mule_id() -> int:
     """The number of this mule, from 1; 0 in any other process."""
     return int(uwsgi.mule_id())
 

@@ -16,8 +16,8 @@ from serving.errors import by_code
 from serving.signature import DTYPES, STRING
 from serving.task import Reply, Task, Tensor, Tensors
 
-# uuid, offered, deadline, rows, seat, tensors, length of the request id
-_TASK = struct.Struct("<16sddIHBB")
+# uuid, offered, deadline, rows, tensors, length of the request id
+_TASK = struct.Struct("<16sddIBB")
 # uuid, version, queue_ms, predict_ms, tensors, length of the error's code (0: no error), length of its detail
 _REPLY = struct.Struct("<16sQffBBH")
 # length of the name, dtype, number of axes, bytes of data
@@ -33,22 +33,30 @@ MAX_REQUEST_ID = 255
 def encode_task(task: Task) -> bytes:
     """The frame of a task."""
     request_id = task.request_id.encode()
-    head = _TASK.pack(task.uuid, task.offered, task.deadline, task.rows, task.seat, len(task.inputs), len(request_id))
-    return _join([head, request_id], task.inputs)
+    head = _TASK.pack(task.uuid, task.offered, task.deadline, task.rows, len(task.inputs), len(request_id))
+    # what follows is the same for the same inputs
+    gap = -(len(head) + len(request_id)) % _ALIGNMENT
+    return _join([head, request_id, bytes(gap)], task.inputs)
 
 
 def decode_task(frame: bytes) -> Task:
     """The task of a frame; its number tensors read the frame in place and cannot be written to."""
-    uuid, offered, deadline, rows, seat, tensors, length = _TASK.unpack_from(frame)
+    uuid, offered, deadline, rows, tensors, length = _TASK.unpack_from(frame)
     end = _TASK.size + length
     request_id = frame[_TASK.size : end].decode()
-    return Task(uuid, request_id, seat, offered, deadline, rows, _split(frame, end, tensors))
+    return Task(uuid, request_id, offered, deadline, rows, _split(frame, _aligned(end), tensors))
 
 
-def peek_rows(frame: bytes) -> int:
-    """The rows of a task's frame, without its tensors."""
-    rows: int = _TASK.unpack_from(frame)[3]
-    return rows
+def peek_request_id(frame: bytes) -> str:
+    """The request id of a task's frame."""
+    length: int = _TASK.unpack_from(frame)[-1]
+    return frame[_TASK.size : _TASK.size + length].decode()
+
+
+def content(frame: bytes) -> memoryview:
+    """The part of a task's frame that holds its tensors: the same bytes for the same inputs."""
+    length: int = _TASK.unpack_from(frame)[-1]
+    return memoryview(frame)[_aligned(_TASK.size + length) :]
 
 
 def encode_reply(reply: Reply) -> bytes:
@@ -74,6 +82,10 @@ def decode_reply(frame: bytes) -> Reply:
     return Reply(uuid, version, queue_ms, predict_ms, _split(frame, end, tensors), error)
 
 
+def _aligned(position: int) -> int:
+    return position + -position % _ALIGNMENT
+
+
 def _join(parts: list[bytes], tensors: Tensors) -> bytes:
     position = sum(map(len, parts))
     for name, tensor in tensors.items():
@@ -97,7 +109,7 @@ def _split(frame: bytes, position: int, tensors: int) -> Tensors:
         position += length
         shape = struct.unpack_from(f"<{axes}Q", frame, position)
         position += 8 * axes
-        position += -position % _ALIGNMENT
+        position = _aligned(position)
         dtype = _NUMPY[code]
         if dtype is None:
             found[name] = _read_strings(frame, position, shape)

@@ -14,7 +14,7 @@ LAYERS = [
     {"serving.task"},
     {"serving.signature", "serving.settings"},
     {"serving.wire", "serving.batching", "serving.transport", "serving.model"},
-    {"serving.uwsgi_transport", "serving.store"},
+    {"serving.uwsgi_transport", "serving.store", "serving.quarantine"},
     {"app", "mules"},
     {"wsgi", "supervisor"},
 ]

@@ -1,0 +1,161 @@
+"""A mule's life: bury the predecessor, stand by until there is a post, load the model, serve, leave.
+
+Runs in:  mule.
+Units:    seconds.
+"""
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from mules.pool import LOOK_S, Pool, look
+from mules.replica import EXITS, Replica, load
+from serving.errors import EngineError, ModelError
+from serving.model import ModelFolder
+from serving.quarantine import Quarantine
+from serving.settings import Settings
+from serving.store import Board, Record, State
+from serving.transport import Transport
+
+# how long an idle replica sleeps at the most before it looks at its flags and says that it lives
+IDLE_S = LOOK_S
+
+log = logging.getLogger("muleteer.mule")
+
+
+class Stopped(BaseException):
+    """A signal came while the model was being loaded, and nothing is held."""
+
+
+class Stop:
+    """What signals ask of a mule: flags for its loop.
+
+    SIGTERM and SIGINT: finish what is held, then exit; SIGHUP (uWSGI stops or reloads everything): go on until no
+    thread waits, at most stop_timeout_s.
+    """
+
+    def __init__(self) -> None:
+        self.now = False
+        self.drain_since: float | None = None
+        self.loading = False
+
+    def install(self) -> None:
+        """Take the three signals over from uWSGI, which would exit inside its handler."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        signal.signal(signal.SIGHUP, self._drain)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.now = True
+        self._leave_load()
+
+    def _drain(self, number: int, frame: FrameType | None) -> None:
+        self.drain_since = self.drain_since or time.monotonic()
+        self._leave_load()
+
+    def _leave_load(self) -> None:
+        # a load may take a minute, and nobody waits for it now
+        if self.loading:
+            self.loading = False
+            raise Stopped
+
+    def asked(self) -> bool:
+        return self.now or self.drain_since is not None
+
+    def due(self, transport: Transport, stop_timeout_s: float) -> bool:
+        """Whether the loop ends now."""
+        if self.now or self.drain_since is None:
+            return self.now
+        return not transport.waiting() or time.monotonic() - self.drain_since > stop_timeout_s
+
+
+def run(
+    settings: Settings,
+    folder: ModelFolder,
+    transport: Transport,
+    pool: Pool,
+    quarantine: Quarantine,
+    id: int,
+    pid: int,
+    board: Board,
+    end_by: Callable[[int], None],
+) -> int:
+    """All of a mule's life.  Returns its exit status; the caller ends the process with it."""
+    stop = Stop()
+    stop.install()
+    # the timer of a predecessor that died by itself may still be armed, and would kill this one
+    end_by(0)
+    pool.start(pid)
+    record = pool.record
+    post = None
+    if not record.post:
+        post = pool.stand_by(lambda: stop.due(transport, settings.stop_timeout_s))
+        if post is None:
+            pool.leave()
+            return 0
+    _pause(record, stop, pool)
+    if stop.asked():
+        pool.leave()
+        return 0
+    record.state = State.LOADING
+    record.generation = pool.wanted_generation()
+    try:
+        stop.loading = True
+        replica = load(settings, folder, transport, record, quarantine, end_by)
+        stop.loading = False
+        _check_memory(settings)
+    except Stopped:
+        pool.leave()
+        return 0
+    except (Exception, *EXITS) as error:
+        permanent = isinstance(error, ModelError)
+        log.error("replica cannot load %s", folder.path, exc_info=None if permanent else error)
+        pool.count_failure(record, str(error) or type(error).__name__, permanent)
+        return 1
+    transport.start_replica(id, lambda: len(board.ready()))
+    record.beat()
+    record.succeed()
+    if post is not None:
+        pool.replace(post)
+    try:
+        serve(replica, pool, stop, transport, settings)
+    except EngineError as error:
+        log.error("replica %d is not well, and is replaced: %s", id, error)
+        pool.count_failure(record, str(error))
+        return 1
+    record.state = State.DRAINING
+    pool.leave()
+    return 0
+
+
+def serve(replica: Replica, pool: Pool, stop: Stop, transport: Transport, settings: Settings) -> None:
+    """Turn after turn, until it is stopped.  EngineError when the canary is wrong."""
+    max_rss = settings.replica_max_rss_mb << 20
+    max_tasks = settings.replica_max_tasks
+    record = pool.record
+    while not stop.due(transport, settings.stop_timeout_s):
+        replica.step(IDLE_S if stop.drain_since is None else 0.02)
+        pool.watch()
+        if (max_rss and record.rss > max_rss) or (max_tasks and record.tasks >= max_tasks):
+            # it serves on until the spare has loaded the model
+            record.worn = 1
+
+
+def _check_memory(settings: Settings) -> None:
+    needs = look(os.getpid()).rss >> 20
+    if settings.replica_max_rss_mb and needs > settings.replica_max_rss_mb:
+        raise ModelError(
+            f"replica_max_rss_mb = {settings.replica_max_rss_mb}: the model alone takes {needs} MiB;"
+            f" {2 * needs} would do"
+        )
+
+
+def _pause(record: Record, stop: Stop, pool: Pool, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Wait until the record allows the next load."""
+    while (left := record.not_before - time.monotonic()) > 0 and not stop.asked():
+        record.beat()
+        sleep(min(left, IDLE_S))
+        pool.watch()

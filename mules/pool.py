@@ -1,0 +1,327 @@
+"""The pool, as one of its mules sees it: who is dead, stopped, hung or worn out, and who takes whose place.
+
+Each mule looks at the others twice a second.  Whoever finds one dead buries it: under the transport's lock, what it
+held is offered again, and its record says how it died.  The spare is told of a death at once, by the kernel, and takes
+the post; it is also the new one when a replica is to be replaced, which goes only once the new one is ready.
+
+Runs in:  mule.
+Units:    seconds.
+"""
+
+import logging
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from serving.errors import ReplicaCrashed
+from serving.quarantine import Quarantine, digest
+from serving.settings import Settings
+from serving.store import Board, Record, State
+from serving.task import Reply
+from serving.transport import Ticket, Transport
+from serving.wire import encode_reply, peek_request_id
+
+LONGEST_PAUSE_S = 60.0
+# how often a mule looks at the others
+LOOK_S = 0.5
+# a death in service sooner than this, without one answer, is a crash loop
+SOON_S = 60.0
+
+log = logging.getLogger("muleteer.pool")
+
+
+class Process(NamedTuple):
+    """What the kernel says of a process."""
+
+    state: str
+    # as wait() gives it, None when it is not dead
+    status: int | None
+    rss: int
+
+    @property
+    def dead(self) -> bool:
+        return self.state in "ZX"
+
+
+GONE = Process("X", None, 0)
+
+
+class Pool:
+    """One mule among the others."""
+
+    def __init__(
+        self,
+        id: int,
+        settings: Settings,
+        board: Board,
+        transport: Transport,
+        quarantine: Quarantine,
+        reload_file: Path,
+    ) -> None:
+        self.record = board.records[id - 1]
+        self._id = id
+        self._settings = settings
+        self._board = board
+        self._transport = transport
+        self._quarantine = quarantine
+        self._reload_file = reload_file
+        self._pidfds: dict[int, int] = {}
+        self._looked = 0.0
+        # what was not well on the last look, by pid: it is killed when it is not well on the next one either
+        self._unwell: dict[int, str] = {}
+        self._killed: dict[int, str] = {}
+        self._oom_kills = oom_kills()
+
+    def start(self, pid: int) -> None:
+        """First thing in a fresh mule: bury the predecessor, unless somebody has, and take over the record."""
+        with self._transport.locked():
+            if self.record.pid:
+                self._bury(self._id, GONE)
+            if self.record.post and len(self._board.posts()) > self._board.replicas:
+                # it was to replace another, and could not load: the other stays
+                self.record.post = 0
+            self.record.start(pid)
+
+    def watch(self) -> None:
+        """Look at the others, at most every LOOK_S: bury the dead, kill those that are stopped or hung."""
+        now = time.monotonic()
+        pause_s = now - self._looked
+        if pause_s < LOOK_S * 0.9:
+            return
+        self._looked = now
+        unwell = {}
+        for id, record in enumerate(self._board.records, start=1):
+            pid = record.pid
+            if id == self._id or not pid:
+                continue
+            process = look(pid)
+            if process.dead:
+                self._find_dead(id, pid, process)
+                continue
+            record.rss = process.rss
+            if reason := self._ailment(record, process, now):
+                unwell[pid] = reason
+                # whoever could not look for a while was perhaps stopped together with the others
+                if (pid in self._unwell and pause_s < 3 * LOOK_S) or self._hung(record):
+                    log.error("replica %d (pid %d) %s: killed", id, pid, reason)
+                    self._killed[pid] = reason
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+        self._unwell = unwell
+        self.record.rss = look(os.getpid()).rss
+
+    def _ailment(self, record: Record, process: Process, now: float) -> str:
+        if process.state == "T":
+            return "was stopped (SIGSTOP)"
+        if record.state not in (State.READY, State.SPARE, State.PAUSED, State.FAILED):
+            # a load takes its time
+            return ""
+        if self._hung(record):
+            return f"has predicted for longer than predict_timeout_s = {self._settings.predict_timeout_s}"
+        timeout_s = self._settings.heartbeat_timeout_ms / 1000
+        if record.fresh(now, timeout_s, self._settings.predict_timeout_s):
+            return ""
+        return f"has said nothing for {now - record.heartbeat:.1f} s"
+
+    def _find_dead(self, id: int, pid: int, process: Process) -> None:
+        with self._transport.locked():
+            # perhaps another was faster, or its successor is there
+            if self._board.records[id - 1].pid == pid:
+                self._bury(id, process)
+
+    def _bury(self, id: int, process: Process) -> None:
+        """All that is to be done for a dead process, once.  Locked."""
+        record = self._board.records[id - 1]
+        how = self._cause(record, process)
+
+        def verdict(ticket: Ticket, frame: bytes) -> bytes:
+            log.error(
+                "request=%s answered 500 replica_crashed: its process %s, %d times; refused for %d s",
+                peek_request_id(frame),
+                how,
+                ticket.attempts,
+                self._settings.quarantine_s,
+            )
+            self._quarantine.refuse(digest(frame))
+            error = ReplicaCrashed(f"the process that predicted it {how}; {ticket.attempts} attempts were made")
+            return encode_reply(Reply(ticket.uuid, 0, error=error))
+
+        hung = self._hung(record)
+        recovery = self._transport.recover(id, verdict)
+        for ticket in recovery.late:
+            self._note(ticket, hung)
+        log.error(
+            "replica %d (pid %d) %s while %s: %d tasks are offered again, %d are not",
+            id,
+            record.pid,
+            how,
+            f"it predicted {recovery.predicting} tasks" if recovery.predicting else record.state.name.lower(),
+            len(recovery.again),
+            len(recovery.guilty) + len(recovery.late),
+        )
+        record.last_death = how
+        self._vacate(record, how)
+
+    def _note(self, ticket: Ticket, hung: bool) -> None:
+        """Judge a task whose thread has left while it was predicted."""
+        known = self._quarantine.kept(ticket.uuid)
+        if known is None:
+            return
+        alone = ticket.alone
+        if alone and (hung or ticket.attempts >= self._settings.max_attempts):
+            log.error(
+                "an input was predicted alone for %d s and never ended: refused", self._settings.predict_timeout_s
+            )
+            self._quarantine.refuse(known)
+        else:
+            self._quarantine.suspect(known)
+
+    def _vacate(self, record: Record, how: str) -> None:
+        if record.state in (State.STARTING, State.LOADING):
+            self.count_failure(record, f"the process {how} while it loaded the model")
+        elif record.state is State.READY and not record.tasks and time.monotonic() - record.ready_at < SOON_S:
+            record.crash(_pause_s(record.crashes + 1))
+        elif record.state in (State.PAUSED, State.FAILED):
+            record.pid = 0
+        else:
+            record.retire()
+
+    def _hung(self, record: Record) -> bool:
+        return bool(record.busy_since and time.monotonic() - record.busy_since >= self._settings.predict_timeout_s)
+
+    def _cause(self, record: Record, process: Process) -> str:
+        kills, self._oom_kills = self._oom_kills, oom_kills()
+        memory = f"at {record.rss >> 20} MiB" if record.rss else ""
+        if record.pid in self._killed:
+            how = f"was killed: it {self._killed.pop(record.pid)}"
+        elif process.status is None:
+            how = "died"
+        elif os.WIFEXITED(process.status):
+            how = f"exited with status {os.WEXITSTATUS(process.status)}"
+        else:
+            number = os.WTERMSIG(process.status)
+            how = f"was killed by signal {number} ({signal.Signals(number).name})"
+            if number == signal.SIGKILL and self._oom_kills > kills:
+                how += ", out of memory"
+            elif number == signal.SIGKILL and self._hung(record):
+                how += f": it had predicted for longer than predict_timeout_s = {self._settings.predict_timeout_s}"
+        return f"{how} {memory}".strip()
+
+    def count_failure(self, record: Record, error: str, permanent: bool = False) -> None:
+        """A load has failed: how long its successor pauses, and whether anybody should wait for that."""
+        failures = record.failures + 1
+        record.fail(error, _pause_s(failures), for_good=permanent or failures >= self._settings.load_attempts)
+        # all is said of this process
+        record.pid = 0
+
+    # ---- posts
+
+    def stand_by(self, stopped: Callable[[], bool]) -> "Post | None":
+        """The spare's loop, until it has a post; None when it is stopped before."""
+        self.record.state = State.SPARE
+        while not stopped():
+            self.record.beat()
+            self._sleep()
+            self.watch()
+            if post := self._claim():
+                return post
+        return None
+
+    def _sleep(self) -> None:
+        """Until somebody dies, at most LOOK_S."""
+        pids = {record.pid for record in self._board.records} - {0, self.record.pid}
+        for pid in self._pidfds.keys() - pids:
+            os.close(self._pidfds.pop(pid))
+        for pid in pids - self._pidfds.keys():
+            # it may be gone already; a kernel without pidfds leaves it to the look
+            with suppress(OSError):
+                self._pidfds[pid] = os.pidfd_open(pid)
+        poll = select.poll()
+        for pidfd in self._pidfds.values():
+            poll.register(pidfd, select.POLLIN)
+        if poll.poll(LOOK_S * 1000):
+            self._looked = 0.0
+
+    def _claim(self) -> "Post | None":
+        if time.monotonic() < self.record.not_before:
+            return None
+        with self._transport.locked():
+            posts = self._board.posts()
+            if len(posts) < self._board.replicas:
+                self.record.post = 1
+                return Post(None, 0)
+            if any(not record.serves for record in posts):
+                return None
+            wanted = self.wanted_generation()
+            for record in posts:
+                if record.worn or record.generation < wanted:
+                    self.record.post = 1
+                    return Post(record, record.pid)
+        return None
+
+    def wanted_generation(self) -> int:
+        """Which reload was asked for last."""
+        try:
+            return int(self._reload_file.read_text())
+        except (OSError, ValueError):
+            return 0
+
+    def replace(self, post: "Post") -> None:
+        """The new one is ready: let the old one finish what it holds, and go."""
+        if post.replaces is not None and post.replaces.pid == post.pid:
+            log.info("replica (pid %d) is replaced by pid %d", post.pid, self.record.pid)
+            with suppress(ProcessLookupError):
+                os.kill(post.pid, signal.SIGTERM)
+
+    def leave(self) -> None:
+        """Nothing is held any more, and the process ends: the post is free."""
+        with self._transport.locked():
+            self.record.retire()
+
+
+class Post(NamedTuple):
+    """A post, free or that of a replica which is to be replaced, and that one's pid."""
+
+    replaces: Record | None
+    pid: int
+
+
+def look(pid: int) -> Process:
+    """What the kernel says of a process."""
+    try:
+        # the name, in brackets, may hold anything
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return GONE
+    state = fields[0]
+    return Process(state, int(fields[49]) if state in "ZX" else None, int(fields[21]) * os.sysconf("SC_PAGE_SIZE"))
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for want of memory: in this cgroup, or on this machine."""
+    for file in _oom_files():
+        with suppress(OSError, ValueError, StopIteration):
+            words = (line.split() for line in Path(file).read_text().splitlines())
+            return next(int(count) for name, count in words if name == "oom_kill")
+    return 0
+
+
+def _oom_files() -> list[str]:
+    files = []
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                files.append(f"/sys/fs/cgroup{path}/memory.events")
+            elif "memory" in controllers.split(","):
+                files.append(f"/sys/fs/cgroup/memory{path}/memory.oom_control")
+    return [*files, "/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control", "/proc/vmstat"]
+
+
+def _pause_s(failures: int) -> float:
+    return float(min(2.0 ** (failures - 1), LONGEST_PAUSE_S))
