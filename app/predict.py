@@ -109,10 +109,11 @@ class Predict:
 
     def _refuse_late(self, rows: int, deadline: float) -> None:
         """Raise Overloaded when what waits already takes longer than there is time."""
-        if not self._settings.refuse_late:
+        # where nobody waits it is tried in any case: only that tells when the model is faster again
+        if not self._settings.refuse_late or not (waiting := self._transport.waiting_rows()):
             return
         left_s = deadline - time.monotonic()
-        needs_s = self._board.drain_s(self._transport.waiting_rows() + rows)
+        needs_s = self._board.drain_s(waiting + rows)
         if needs_s > left_s:
             error = Overloaded(
                 f"what waits takes {needs_s * 1000:.0f} ms and the deadline leaves {left_s * 1000:.0f} ms"

@@ -206,8 +206,16 @@ class Transport(ABC):
     """The protocol; a subclass brings queue, lock, replies and sleep."""
 
     def __init__(
-        self, seats: int, replicas: int, places: int, max_attempts: int, max_frame_bytes: int, max_reply_bytes: int
+        self,
+        slots: int,
+        seats: int,
+        replicas: int,
+        places: int,
+        max_attempts: int,
+        max_frame_bytes: int,
+        max_reply_bytes: int,
     ) -> None:
+        self._slots = slots
         self.max_frame_bytes = max_frame_bytes
         self.max_reply_bytes = max_reply_bytes
         self._max_attempts = max_attempts
@@ -238,7 +246,7 @@ class Transport(ABC):
             self._unlock()
         if not accepted:
             self._seats.leave(ticket.seat)
-            raise QueueFull("every slot of the queue is taken (queue in uwsgi.ini)")
+            raise QueueFull(f"all {self._slots} slots of the queue are taken (queue in uwsgi.ini)")
         self._ring()
 
     @abstractmethod
@@ -469,8 +477,7 @@ class MemoryTransport(Transport):
         places: int = 64,
         max_attempts: int = 2,
     ) -> None:
-        super().__init__(seats, replicas, places, max_attempts, max_frame_bytes, max_reply_bytes)
-        self._slots = slots
+        super().__init__(slots, seats, replicas, places, max_attempts, max_frame_bytes, max_reply_bytes)
         self._queue: deque[bytes] = deque()
         self._replies: dict[bytes, bytes] = {}
         self._mutex = threading.Lock()

@@ -42,6 +42,7 @@ class UwsgiTransport(Transport):
     def __init__(self, settings: Settings) -> None:
         _check_same(settings)
         super().__init__(
+            settings.queue,
             settings.seats,
             settings.mule_processes,
             settings.max_batch_rows,
@@ -50,7 +51,6 @@ class UwsgiTransport(Transport):
             settings.cache_blocksize,
         )
         self._threads = settings.threads
-        self._slots = settings.queue
         self._doorbell = os.eventfd(0, _FLAGS)
         self._wakers = [os.eventfd(0, _FLAGS) for _ in range(settings.seats)]
         self._local = threading.local()

@@ -105,9 +105,9 @@ def test_more_rows_than_the_limit_are_refused(typed):
     assert "1025 rows" in detail and "max_request_rows" in detail
 
 
-def test_a_request_that_does_not_fit_a_slot_is_refused(typed):
+def test_a_request_that_is_too_large_once_decoded_is_refused(typed):
     detail = check(typed.predict({**GOOD, "name": "x" * (1 << 20)}), 413, "too_large")
-    assert "queue-blocksize" in detail
+    assert "max_frame_bytes" in detail
 
 
 def test_a_reply_that_does_not_fit_a_block_is_an_error_at_once(typed):

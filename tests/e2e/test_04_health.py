@@ -66,19 +66,21 @@ def test_health_answers_while_every_prediction_thread_is_busy(start, tmp_path):
     assert answers == [200] * 8
 
 
-def test_a_replica_that_is_stopped_is_not_ready_and_is_again_when_it_goes_on(start):
+def test_replicas_and_spare_that_are_all_stopped_are_not_ready_and_are_again_when_they_go_on(start):
     server = start(MODEL=FANCY, MULES=1).wait_ready()
-    (pid,) = server.processes()["mule"]
-    os.kill(pid, signal.SIGSTOP)
-    wait_until(lambda: server.request("GET", "/readyz").status == 503, "its silence is noticed", 10)
+    pids = server.processes()["mule"]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: server.request("GET", "/readyz").status == 503, "their silence is noticed", 10)
     assert server.ready()["replicas"][0]["heartbeat_age_s"] >= 3
-    os.kill(pid, signal.SIGCONT)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
     wait_until(lambda: server.request("GET", "/readyz").status == 200, "it is ready again", 10)
 
 
 def test_a_replica_that_was_killed_is_replaced(start):
     server = start(MODEL=FANCY, MULES=2).wait_ready()
-    victim = server.processes()["mule"][0]
+    victim = server.ready()["replicas"][0]["pid"]
     os.kill(victim, signal.SIGKILL)
     wait_until(
         lambda: (
@@ -118,9 +120,11 @@ def test_only_replicas_hold_an_ml_framework(digits):
         return {name for name in ("tensorflow", "keras", "sklearn", "torch", "h5py") if f"/{name}" in maps}
 
     roles = digits.processes()
-    assert len(roles["worker"]) >= 3 and len(roles["mule"]) == 2
-    assert all(not frameworks(pid) for pid in roles["master"] + roles["worker"])
-    assert all("tensorflow" in frameworks(pid) for pid in roles["mule"])
+    ready = digits.ready()
+    replicas, spare = [replica["pid"] for replica in ready["replicas"]], ready["spare"]["pid"]
+    assert len(roles["worker"]) >= 3 and sorted(roles["mule"]) == sorted([*replicas, spare]) and len(replicas) == 2
+    assert all(not frameworks(pid) for pid in [*roles["master"], *roles["worker"], spare])
+    assert all("tensorflow" in frameworks(pid) for pid in replicas)
 
 
 def test_an_idle_server_uses_less_than_a_hundredth_of_a_core(digits):
