@@ -40,7 +40,7 @@ def split() -> tuple[Array, Array, Array, Array]:
 
 
 def main(folder: Path) -> None:
-    """Train, check, export to folder/1 with a sample beside it."""
+    """Train, check, export to folder/1 with a sample and its answer beside it."""
     print(f"training the digits example (about half a minute) → {folder}", flush=True)
     import tensorflow as tf
 
@@ -83,6 +83,9 @@ def main(folder: Path) -> None:
     clear = int(np.argmax(network.predict(held_out, verbose=0).max(axis=1)))
     sample = {"image": held_out[clear].astype(int).tolist()}
     (unfinished / "sample.json").write_text(json.dumps(sample) + "\n")
+    outputs = serve(tf.constant(held_out[clear : clear + 1], tf.float32))
+    answer = {name: tensor.numpy()[0].tolist() for name, tensor in outputs.items()}
+    (unfinished / "answer.json").write_text(json.dumps(answer) + "\n")
     unfinished.rename(folder)
     print(f"exported {folder}/1; its sample is a {held_out_digits[clear]}", flush=True)
 

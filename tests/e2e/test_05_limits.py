@@ -94,3 +94,56 @@ def test_clients_that_give_up_early_take_nothing_from_the_others(start):
             client.result()
     assert found == [200] * 400
     assert "no free item" not in server.log and "FULL" not in server.log
+
+
+def test_what_cannot_make_its_deadline_is_refused_at_the_door(start, tmp_path):
+    model = write_model(tmp_path / "slow", SLOW)
+    server = start(MODEL=model, MULES=1, SERVING_DEADLINE_MS=1500).wait_ready()
+    # it learns what a row takes
+    for _ in range(5):
+        assert server.predict({"seconds": 0.3}).status == 200
+    with ThreadPoolExecutor(20) as clients:
+        answers = list(clients.map(lambda number: server.predict({"seconds": 0.3}), range(20)))
+    told = Counter(answer.status for answer in answers)
+    # 1.5 s are enough for four of 0.3 s, one more or less
+    assert set(told) <= {200, 503, 504} and told[200] >= 3 and told[503] >= 13 and told[504] <= 2, told
+    for answer in answers:
+        if answer.status == 503:
+            assert answer.json["code"] == "overloaded" and "deadline_ms" in answer.json["detail"]
+            assert int(answer.headers["retry-after"]) >= 1
+    # where nobody waits even that is tried which has never been quick enough
+    assert server.predict({"seconds": 0.3}, X_Request_Timeout_Ms="50").status == 504
+
+
+def test_nothing_is_refused_for_being_late_where_that_is_turned_off(start, tmp_path):
+    model = write_model(tmp_path / "slow", SLOW)
+    environ = {"SERVING_DEADLINE_MS": 1500, "SERVING_REFUSE_LATE": "false"}
+    server = start(MODEL=model, MULES=1, **environ).wait_ready()
+    for _ in range(5):
+        assert server.predict({"seconds": 0.3}).status == 200
+    with ThreadPoolExecutor(20) as clients:
+        told = Counter(clients.map(lambda number: server.predict({"seconds": 0.3}).status, range(20)))
+    assert set(told) == {200, 504} and told[504] >= 13, told
+
+
+def test_a_client_that_goes_away_frees_its_thread_and_its_place_in_the_queue(start, tmp_path):
+    count = tmp_path / "predicted"
+    count.touch()
+    model = write_model(tmp_path / "slow", COUNTING.replace("{file}", str(count)))
+    server = start(MODEL=model, MULES=1, QUEUE=8, WORKERS=2, THREADS=4).wait_ready()
+    warm = len(count.read_text())
+    with ThreadPoolExecutor(1) as clients:
+        first = clients.submit(server.predict, {"seconds": 1.5})
+        time.sleep(0.3)
+        gone = [server.connect() for _ in range(3)]
+        for connection in gone:
+            connection.request("POST", "/predict", b'{"seconds": 0.5}')
+        time.sleep(0.3)
+        for connection in gone:
+            connection.close()
+        # the threads of the three are free for others
+        with ThreadPoolExecutor(3) as others:
+            assert set(others.map(lambda _: server.predict({"seconds": 0}).status, range(3))) == {200}
+        assert first.result().status == 200
+    # and the model never saw what nobody waits for
+    assert len(count.read_text()) - warm == 4
