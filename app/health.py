@@ -26,7 +26,7 @@ def blueprint(board: Board) -> Blueprint:
         spare = next((process for process in processes if process.state == "spare"), None)
         card = board.card()
         ready = sum(replica.ready for replica in replicas)
-        failed = not ready and all(record.hopeless for record in board.posts())
+        failed = not ready and board.failed()
         status = {
             "status": "ready" if ready else "failed" if failed else "not ready",
             "ready_replicas": ready,

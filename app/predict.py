@@ -61,9 +61,9 @@ class Predict:
 
     def _predict(self, environ: Mapping[str, Any], start: float, uuid: bytes, request_id: str) -> Answer:
         card = self._board.card()
-        if card is None or self._board.hopeless():
-            raise ModelLoading("no replica has loaded the model; /readyz shows how far they are, and why not")
         deadline = start - _waited_s(environ) + self._timeout_s(environ)
+        if card is None or self._board.hopeless(deadline):
+            raise ModelLoading("no replica has loaded the model; /readyz shows how far they are, and why not")
         if deadline <= start:
             raise DeadlineExceeded("no thread was free before the deadline (deadline_ms, or X-Request-Timeout-Ms)")
         self._refuse_late(1, deadline)

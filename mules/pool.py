@@ -1,8 +1,9 @@
 """The pool, as one of its mules sees it: who is dead, stopped, hung or worn out, and who takes whose place.
 
-Each mule looks at the others twice a second.  Whoever finds one dead buries it: under the transport's lock, what it
-held is offered again, and its record says how it died.  The spare is told of a death at once, by the kernel, and takes
-the post; it is also the new one when a replica is to be replaced, which goes only once the new one is ready.
+Each mule looks at the others twice a second.  A thread of its own, the guard, kills those that are stopped or hung; it
+never takes a lock, for they may hold it.  Whoever finds one dead buries it: under the transport's lock, what it held is
+offered again, and its record says how it died.  The spare is told of a death at once, by the kernel, and takes the
+post; it is also the new one when a replica is to be replaced, which goes only once the new one is ready.
 
 Runs in:  mule.
 Units:    seconds.
@@ -12,6 +13,7 @@ import logging
 import os
 import select
 import signal
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -39,6 +41,7 @@ class Process(NamedTuple):
     """What the kernel says of a process."""
 
     state: str
+    parent: int
     # as wait() gives it, None when it is not dead
     status: int | None
     rss: int
@@ -48,7 +51,7 @@ class Process(NamedTuple):
         return self.state in "ZX"
 
 
-GONE = Process("X", None, 0)
+GONE = Process("X", 0, None, 0)
 
 
 class Pool:
@@ -72,8 +75,6 @@ class Pool:
         self._reload_file = reload_file
         self._pidfds: dict[int, int] = {}
         self._looked = 0.0
-        # what was not well on the last look, by pid: it is killed when it is not well on the next one either
-        self._unwell: dict[int, str] = {}
         self._killed: dict[int, str] = {}
         self._oom_kills = oom_kills()
 
@@ -87,52 +88,75 @@ class Pool:
                 self.record.post = 0
             self.record.start(pid)
 
+        threading.Thread(target=self._guard, name="guard", daemon=True).start()
+
     def watch(self) -> None:
-        """Look at the others, at most every LOOK_S: bury the dead, kill those that are stopped or hung."""
+        """Bury the dead; looks at most every LOOK_S."""
         now = time.monotonic()
-        pause_s = now - self._looked
-        if pause_s < LOOK_S * 0.9:
+        if now - self._looked < LOOK_S:
             return
         self._looked = now
-        unwell = {}
         for id, record in enumerate(self._board.records, start=1):
             pid = record.pid
-            if id == self._id or not pid:
+            if id != self._id and pid and (process := look(pid)).dead:
+                with self._transport.locked():
+                    # perhaps another was faster, or its successor is there
+                    if record.pid == pid:
+                        self._bury(id, process)
+
+    def _guard(self) -> None:
+        """All of a thread's life: look at the others, and kill those that are not well on two looks."""
+        unwell: dict[int, str] = {}
+        while True:
+            before = time.monotonic()
+            time.sleep(LOOK_S)
+            self.record.rss = look(os.getpid()).rss
+            found = self._find_unwell()
+            # whoever could not look for a while was perhaps stopped together with the others
+            if time.monotonic() - before < 3 * LOOK_S:
+                for pid, reason in found.items():
+                    if pid in unwell:
+                        log.error("pid %d %s: killed", pid, reason)
+                        self._killed[pid] = reason
+                        with suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
+            unwell = found
+
+    def _find_unwell(self) -> dict[int, str]:
+        """What ails the others, by pid."""
+        unwell = {}
+        for record in self._board.records:
+            pid = record.pid
+            if pid in (0, os.getpid()):
                 continue
             process = look(pid)
-            if process.dead:
-                self._find_dead(id, pid, process)
-                continue
-            record.rss = process.rss
-            if reason := self._ailment(record, process, now):
-                unwell[pid] = reason
-                # whoever could not look for a while was perhaps stopped together with the others
-                if (pid in self._unwell and pause_s < 3 * LOOK_S) or self._hung(record):
-                    log.error("replica %d (pid %d) %s: killed", id, pid, reason)
-                    self._killed[pid] = reason
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-        self._unwell = unwell
-        self.record.rss = look(os.getpid()).rss
+            if self._is_ours(process):
+                record.rss = process.rss
+                if reason := self._ailment(record, process):
+                    unwell[pid] = reason
+        for pid in self._transport.workers():
+            # a stopped worker holds requests, and perhaps the lock; uWSGI starts another, nginx asks that one
+            process = look(pid)
+            if self._is_ours(process) and process.state == "T":
+                unwell[pid] = "is a worker and was stopped (SIGSTOP)"
+        return unwell
 
-    def _ailment(self, record: Record, process: Process, now: float) -> str:
+    def _is_ours(self, process: Process) -> bool:
+        """Alive, and a child of uWSGI's master: no other process that has the number of a dead one."""
+        return not process.dead and process.parent == os.getppid()
+
+    def _ailment(self, record: Record, process: Process) -> str:
         if process.state == "T":
             return "was stopped (SIGSTOP)"
         if record.state not in (State.READY, State.SPARE, State.PAUSED, State.FAILED):
             # a load takes its time
             return ""
         if self._hung(record):
-            return f"has predicted for longer than predict_timeout_s = {self._settings.predict_timeout_s}"
-        timeout_s = self._settings.heartbeat_timeout_ms / 1000
-        if record.fresh(now, timeout_s, self._settings.predict_timeout_s):
+            return f"has predicted for longer than predict_timeout_s = {self._settings.longest_predict_s}"
+        now, timeout_s = time.monotonic(), self._settings.heartbeat_timeout_ms / 1000
+        if record.fresh(now, timeout_s, self._settings.longest_predict_s):
             return ""
         return f"has said nothing for {now - record.heartbeat:.1f} s"
-
-    def _find_dead(self, id: int, pid: int, process: Process) -> None:
-        with self._transport.locked():
-            # perhaps another was faster, or its successor is there
-            if self._board.records[id - 1].pid == pid:
-                self._bury(id, process)
 
     def _bury(self, id: int, process: Process) -> None:
         """All that is to be done for a dead process, once.  Locked."""
@@ -175,7 +199,7 @@ class Pool:
         alone = ticket.alone
         if alone and (hung or ticket.attempts >= self._settings.max_attempts):
             log.error(
-                "an input was predicted alone for %d s and never ended: refused", self._settings.predict_timeout_s
+                "an input was predicted alone for %d s and never ended: refused", self._settings.longest_predict_s
             )
             self._quarantine.refuse(known)
         else:
@@ -192,7 +216,7 @@ class Pool:
             record.retire()
 
     def _hung(self, record: Record) -> bool:
-        return bool(record.busy_since and time.monotonic() - record.busy_since >= self._settings.predict_timeout_s)
+        return bool(record.busy_since and time.monotonic() - record.busy_since >= self._settings.longest_predict_s)
 
     def _cause(self, record: Record, process: Process) -> str:
         kills, self._oom_kills = self._oom_kills, oom_kills()
@@ -209,7 +233,7 @@ class Pool:
             if number == signal.SIGKILL and self._oom_kills > kills:
                 how += ", out of memory"
             elif number == signal.SIGKILL and self._hung(record):
-                how += f": it had predicted for longer than predict_timeout_s = {self._settings.predict_timeout_s}"
+                how += f": it had predicted for longer than predict_timeout_s = {self._settings.longest_predict_s}"
         return f"{how} {memory}".strip()
 
     def count_failure(self, record: Record, error: str, permanent: bool = False) -> None:
@@ -248,21 +272,25 @@ class Pool:
             self._looked = 0.0
 
     def _claim(self) -> "Post | None":
-        if time.monotonic() < self.record.not_before:
+        # only where there is one: whoever holds the lock may be stopped, and this one must go on looking
+        if time.monotonic() < self.record.not_before or self._find_post() is None:
             return None
         with self._transport.locked():
-            posts = self._board.posts()
-            if len(posts) < self._board.replicas:
+            post = self._find_post()
+            if post is not None:
                 self.record.post = 1
-                return Post(None, 0)
-            if any(not record.serves for record in posts):
-                return None
-            wanted = self.wanted_generation()
-            for record in posts:
-                if record.worn or record.generation < wanted:
-                    self.record.post = 1
-                    return Post(record, record.pid)
-        return None
+            return post
+
+    def _find_post(self) -> "Post | None":
+        posts = self._board.posts()
+        if len(posts) < self._board.replicas:
+            return Post(None, 0)
+        if not all(record.serves for record in posts):
+            # one after the other
+            return None
+        wanted = self.wanted_generation()
+        due = (record for record in posts if record.worn or record.generation < wanted)
+        return next((Post(record, record.pid) for record in due), None)
 
     def wanted_generation(self) -> int:
         """Which reload was asked for last."""
@@ -299,7 +327,8 @@ def look(pid: int) -> Process:
     except (OSError, ValueError):
         return GONE
     state = fields[0]
-    return Process(state, int(fields[49]) if state in "ZX" else None, int(fields[21]) * os.sysconf("SC_PAGE_SIZE"))
+    status = int(fields[49]) if state in "ZX" else None
+    return Process(state, int(fields[1]), status, int(fields[21]) * os.sysconf("SC_PAGE_SIZE"))
 
 
 def oom_kills() -> int:

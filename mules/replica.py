@@ -80,18 +80,19 @@ class Replica:
             self._look_at_canary()
             return 0
         self._taken = {one.ticket.uuid: one for one in taken}
-        tasks = [decode_task(one.frame) for one in taken]
-        alone = taken[0].ticket.alone
-        for batch in [tasks] if alone else batching.group(tasks):
+        for batch in batching.group([decode_task(one.frame) for one in taken if not one.ticket.alone]):
             self._answer(batch)
-        if alone and self._quarantine is not None:
-            self._quarantine.clear(taken[0].frame)
+        for one in taken:
+            if one.ticket.alone:
+                self._answer([decode_task(one.frame)])
+                if self._quarantine is not None:
+                    self._quarantine.clear(one.frame)
         self._record.work(len(taken))
         return len(taken)
 
     def _take(self, wait_s: float) -> list[Taken]:
         taken = self._transport.take(wait_s, self._max_batch_rows)
-        if taken and self._batch_wait_s and not taken[0].ticket.alone:
+        if taken and self._batch_wait_s and not any(one.ticket.alone for one in taken):
             until = time.monotonic() + self._batch_wait_s
             while (room := self._max_batch_rows - sum(one.ticket.rows for one in taken)) > 0 and (
                 left := until - time.monotonic()
@@ -221,7 +222,7 @@ def load(
         settings.canary_s,
         quarantine,
         end_by,
-        settings.predict_timeout_s,
+        settings.longest_predict_s,
     )
     replica.warm_up()
     record.describe(ModelCard(folder.name, folder.version, engines.find(folder), engine.signature, max_batch_rows))

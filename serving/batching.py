@@ -16,8 +16,8 @@ Batch = list[Task]
 
 def group(tasks: list[Task]) -> list[Batch]:
     """The tasks that can be merged, in the order of their first: same names, dtypes and shapes of one row."""
-    if len(tasks) == 1:
-        return [tasks]
+    if len(tasks) < 2:
+        return [tasks] if tasks else []
     batches: dict[tuple[object, ...], Batch] = {}
     for task in tasks:
         key = tuple((name, tensor.dtype, tensor.shape[1:]) for name, tensor in task.inputs.items())

@@ -72,7 +72,7 @@ class Settings:
     max_body_bytes: int = _serving(8 << 20, 1)
     max_frame_bytes: int = _serving(1 << 20, 1024)
     refuse_late: bool = _serving(True)
-    predict_timeout_s: int = _serving(10, 1)
+    predict_timeout_s: int = _serving(0, 0)
     max_attempts: int = _serving(2, 1)
     quarantine_s: int = _serving(60, 0)
     canary_s: int = _serving(30, 0)
@@ -109,6 +109,11 @@ class Settings:
     def mule_processes(self) -> int:
         """The replicas, and the spare."""
         return self.mules + 1
+
+    @property
+    def longest_predict_s(self) -> int:
+        """Seconds after which a predict counts as hung: no answer can be in time then, unless the setting says less."""
+        return self.predict_timeout_s or -(-self.deadline_ms // 1000) + 5
 
     @property
     def mapped_bytes(self) -> int:

@@ -48,6 +48,7 @@ class ReplicaStatus:
     pid: int
     state: str
     ready: bool
+    reason: str
     version: int | None
     generation: int
     heartbeat_age_s: float | None
@@ -248,9 +249,17 @@ class Board:
         """The records whose processes are, or will be, replicas."""
         return [record for record in self.records if record.post]
 
-    def hopeless(self) -> bool:
-        """Whether nobody is ready, and each replica pauses after a failed load: waiting for them is in vain."""
-        return not any(record.state not in (State.PAUSED, State.FAILED) for record in self.posts())
+    def hopeless(self, until: float) -> bool:
+        """Whether nobody is ready, and each replica pauses after a failure for longer than that."""
+        posts = self.posts()
+        return bool(posts) and all(
+            record.state in (State.PAUSED, State.FAILED) and record.not_before > until for record in posts
+        )
+
+    def failed(self) -> bool:
+        """Whether no replica has ever been ready, and nobody expects one to become so."""
+        posts = self.posts()
+        return bool(posts) and all(record.hopeless for record in posts)
 
     def drain_s(self, rows: int) -> float:
         """How long the replicas that serve need for so many rows; 0.0 when none does, as nobody knows."""
@@ -275,6 +284,7 @@ class Board:
             pid=record.pid,
             state=state.name.lower(),
             ready=state is State.READY and record.fresh(now, *self._timeouts_s),
+            reason=self._reason(record, now),
             version=card.version if card else None,
             generation=record.generation,
             heartbeat_age_s=round(max(0.0, now - heartbeat), 3) if heartbeat else None,
@@ -286,6 +296,18 @@ class Board:
             last_error=record.last_error,
             last_death=record.last_death,
         )
+
+    def _reason(self, record: Record, now: float) -> str:
+        """Why it is not ready; empty when it is, and for the spare."""
+        state = record.state
+        if state in (State.READY, State.SPARE):
+            fresh = record.fresh(now, *self._timeouts_s)
+            return "" if fresh else f"it has said nothing for {now - record.heartbeat:.1f} s"
+        if state in (State.PAUSED, State.FAILED):
+            left_s = max(0.0, record.not_before - now)
+            cause = record.last_error if record.failures else f"the process {record.last_death}"
+            return f"{cause}; the next load is in {left_s:.0f} s"
+        return "its process is gone" if state is State.GONE else f"it is {state.name.lower()}"
 
 
 def _write_text(memory: memoryview, text: bytes) -> None:

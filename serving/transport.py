@@ -421,6 +421,10 @@ class Transport(ABC):
 
     # ---- what a subclass brings
 
+    def workers(self) -> list[int]:
+        """The pids of the workers, where they are processes of their own."""
+        return []
+
     @abstractmethod
     def _lock(self) -> None:
         """Given back when its holder is killed."""

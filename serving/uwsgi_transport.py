@@ -16,6 +16,7 @@ Source:   uWSGI 2.0.31 core/queue.c (push does not check for a full ring), core/
 
 import itertools
 import math
+import mmap
 import os
 import select
 import threading
@@ -57,11 +58,15 @@ class UwsgiTransport(Transport):
         self._numbers = itertools.count()
         self._in_worker = False
         self._epoll: select.epoll | None = None
+        self._pids = memoryview(mmap.mmap(-1, 8 * settings.processes)).cast("q")
 
     def start_worker(self) -> None:
         """In a fresh worker: its seats are its own, and nobody waits there."""
-        first = (uwsgi.worker_id() - 1) * self._threads
+        number = uwsgi.worker_id() - 1
+        self._pids[number] = os.getpid()
+        first = number * self._threads
         self._numbers = itertools.count(first)
+        # the last worker, which answers health, has none
         for seat, waker in enumerate(self._wakers[first : first + self._threads], start=first):
             # what its predecessor offered is dropped wherever it is
             self._seats.leave(seat)
@@ -112,6 +117,9 @@ class UwsgiTransport(Transport):
             if client >= 0:
                 poll.unregister(client)
         raise DeadlineExceeded("no reply came before the deadline (deadline_ms, or X-Request-Timeout-Ms)")
+
+    def workers(self) -> list[int]:
+        return [pid for pid in self._pids if pid]
 
     def _lock(self) -> None:
         uwsgi.lock()

@@ -137,7 +137,7 @@ def test_a_replica_that_is_stopped_is_replaced_and_what_it_held_is_answered(star
         victim = wait_until(lambda: len(busy(server)) == 2 and busy(server)[0], "both are busy", 5)
         os.kill(victim, signal.SIGSTOP)
         assert [answer.result().status for answer in answers] == [200] * 4
-    wait_until(lambda: f"(pid {victim}) was stopped (SIGSTOP): killed" in server.log, "it is told", 10)
+    wait_until(lambda: f"pid {victim} was stopped (SIGSTOP): killed" in server.log, "it is told", 10)
     wait_until(lambda: server.ready()["ready_replicas"] == 2, "the pool is whole again", 20)
     assert victim not in server.processes()["mule"]
 
@@ -200,3 +200,47 @@ def test_kills_of_mules_and_workers_freeze_nobody_and_no_answer_is_wrong(start):
     assert set(told) == {200}, told
     assert told[200] > 100, told
     assert server.stop() == 0
+
+
+def test_a_worker_that_is_stopped_is_replaced(start):
+    server = start(MODEL=FANCY, MULES=1).wait_ready()
+    victim = server.processes()["worker"][0]
+    os.kill(victim, signal.SIGSTOP)
+    wait_until(lambda: victim not in server.processes()["worker"], "it is killed", 10)
+    wait_until(lambda: len(server.processes()["worker"]) == 3, "another is there", 10)
+    assert [server.predict({"text": "x"}).status for _ in range(8)] == [200] * 8
+
+
+def test_one_that_is_stopped_while_it_holds_the_lock_freezes_nobody_for_long(start, tmp_path):
+    # stops itself between the first two operations of a take, with the lock in its hands
+    source = """
+import os, signal, uwsgi
+
+class Model:
+    inputs = {"x": "float64"}
+    outputs = {"y": "float64"}
+    batched = False
+
+    def __init__(self, path):
+        self.flag, self.head = path + "/stop", uwsgi.queue_pull_slot
+        uwsgi.queue_pull_slot = self.stop
+
+    def stop(self):
+        try:
+            os.unlink(self.flag)
+        except OSError:
+            return self.head()
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def predict(self, inputs):
+        return {"y": inputs["x"] * 2}
+"""
+    model = write_model(tmp_path / "stop", source)
+    server = start(MODEL=model, MULES=3).wait_ready()
+    for number in range(3):
+        (model / "stop").touch()
+        with ThreadPoolExecutor(6) as clients:
+            answers = list(clients.map(lambda number: server.predict({"x": number}), range(6)))
+        assert [answer.json for answer in answers] == [{"y": 2.0 * number} for number in range(6)]
+        wait_until(lambda: server.ready()["ready_replicas"] == 3, "the pool is whole again", 20)
+    assert server.log.count("was stopped (SIGSTOP): killed") >= 3
