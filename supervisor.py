@@ -136,6 +136,7 @@ class Supervisor:
             "listen": self.address,
             "port": self.port,
             "max_body_bytes": settings.max_body_bytes,
+            "prediction_threads": settings.prediction_threads,
             # the last second is for uWSGI
             "nginx_stop_timeout_s": settings.stop_timeout_s - 1,
             "read_timeout_s": -(-settings.deadline_ms // 1000) + 2,

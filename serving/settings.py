@@ -93,6 +93,11 @@ class Settings:
         return self.processes - 1
 
     @property
+    def prediction_threads(self) -> int:
+        """Requests that can be in the workers at once."""
+        return self.prediction_workers * self.threads
+
+    @property
     def seats(self) -> int:
         """Places where a worker's thread can wait for a reply."""
         return self.processes * self.threads
