@@ -68,6 +68,17 @@ def test_a_body_is_sent_again_whole_from_memory_and_from_a_file(serve, size):
         assert [(answer.result().status, answer.result().json) for answer in answers] == [(200, {"slept": size})] * 2
 
 
+def test_the_query_of_a_request_that_is_sent_again_is_not_logged(serve):
+    server = serve(MULES=1, WORKERS=2)
+    with ThreadPoolExecutor(1) as clients:
+        answer = clients.submit(server.request, "POST", "/predict?token=hush", b'{"seconds": 0.5}')
+        wait_until(lambda: held(server) == 1, "a worker holds it", 10)
+        kill(server, server.prediction_workers())
+        assert answer.result().status == 200
+    assert server.access(answer.result().headers["x-request-id"])["path"] == "/predict"
+    assert "hush" not in server.log + (server.run_dir / "access.log").read_text()
+
+
 def test_a_request_that_is_sent_again_keeps_the_deadline_it_had(serve):
     server = serve(MULES=2, WORKERS=3, SERVING_DEADLINE_MS=2000)
     with ThreadPoolExecutor(2) as clients:
