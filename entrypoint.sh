@@ -7,5 +7,7 @@ if [ ! -x "$python" ]; then
     echo "muleteer: there is no Python at $python: run \`make serve\` once" >&2
     exit 2
 fi
+# sockets, logs and pid files are for this user and group
+umask 027
 # a signal that comes while Python starts waits for the supervisor
 exec env --block-signal=TERM --block-signal=INT "$python" "$here/supervisor.py" "$@"

@@ -136,6 +136,15 @@ class Supervisor:
             "listen": self.address,
             "port": self.port,
             "max_body_bytes": settings.max_body_bytes,
+            "max_header_bytes": settings.max_header_bytes,
+            # of four buffers, each for the request line or for whole headers
+            "header_buffer_bytes": settings.max_header_bytes // 4,
+            "max_connections": settings.max_connections,
+            "nginx_files": settings.nginx_files,
+            "backlog": settings.listen,
+            "client_timeout_s": settings.client_timeout_s,
+            "keepalive_timeout_s": settings.keepalive_timeout_s,
+            "seats": settings.seats,
             # the last second is for uWSGI
             "nginx_stop_timeout_s": settings.stop_timeout_s - 1,
             "read_timeout_s": -(-settings.deadline_ms // 1000) + 2,

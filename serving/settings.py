@@ -34,6 +34,12 @@ _MAX_SEATS = 65536
 _MAX_MULES = 1024
 # six bits of a held ticket's phase
 _MAX_ATTEMPTS = 60
+# uWSGI keeps the size of a request's variables in 16 bits
+_MAX_BUFFER = 65535
+# the variables that are no header of the client's
+_OTHER_VARIABLES = 1024
+# those of nginx that no prediction needs
+_OTHER_CONNECTIONS = 64
 _PLACEHOLDER = re.compile(r"%\((\w+)\)|\$\((\w+)\)")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
@@ -57,6 +63,7 @@ class Settings:
     queue: int = _uwsgi(1)
     queue_blocksize: int = _uwsgi(mmap.PAGESIZE)
     listen: int = _uwsgi(1)
+    buffer_size: int = _uwsgi()
     worker_reload_mercy: int = _uwsgi()
     mule_reload_mercy: int = _uwsgi()
     cache_items: int = _uwsgi()
@@ -78,6 +85,10 @@ class Settings:
     canary_s: int = _serving(30, 0)
     replica_max_rss_mb: int = _serving(0, 0)
     replica_max_tasks: int = _serving(0, 0)
+    max_header_bytes: int = _serving(32768, 4096)
+    max_connections: int = _serving(4096)
+    client_timeout_s: int = _serving(30, 1)
+    keepalive_timeout_s: int = _serving(75, 0)
     replica_threads: int = _serving(0, 0)
     load_attempts: int = _serving(3, 1)
     heartbeat_timeout_ms: int = _serving(3000, 1000)
@@ -101,6 +112,11 @@ class Settings:
         return self.processes - 1
 
     @property
+    def nginx_files(self) -> int:
+        """Files that nginx may open: beside each connection, one for what does not fit into memory."""
+        return 2 * self.max_connections
+
+    @property
     def seats(self) -> int:
         """Places where a worker's thread can wait for a reply."""
         return self.prediction_workers * self.threads
@@ -114,6 +130,10 @@ class Settings:
     def longest_predict_s(self) -> int:
         """Seconds after which a predict counts as hung: no answer can be in time then, unless the setting says less."""
         return self.predict_timeout_s or -(-self.deadline_ms // 1000) + 5
+
+    @property
+    def _least_connections(self) -> int:
+        return 2 * self.seats + _OTHER_CONNECTIONS
 
     @property
     def mapped_bytes(self) -> int:
@@ -165,6 +185,19 @@ class Settings:
         if self.batch_wait_ms >= self.deadline_ms:
             reason = f"a task that waits so long for others is past deadline_ms (= {self.deadline_ms})"
             raise _refusal("batch_wait_ms", self.batch_wait_ms, reason, 0)
+        if self.max_header_bytes > _MAX_BUFFER - _OTHER_VARIABLES:
+            reason = f"uWSGI takes no more than {_MAX_BUFFER} bytes, its own included"
+            raise _refusal("max_header_bytes", self.max_header_bytes, reason, _MAX_BUFFER - _OTHER_VARIABLES)
+        if not self.max_header_bytes + _OTHER_VARIABLES <= self.buffer_size <= _MAX_BUFFER:
+            fix = self.max_header_bytes + _OTHER_VARIABLES
+            reason = f"it must hold max_header_bytes (= {self.max_header_bytes}) and be at most {_MAX_BUFFER}"
+            raise _refusal("buffer_size", self.buffer_size, reason, fix)
+        if self.max_connections < self._least_connections:
+            reason = (
+                f"each of the {self.seats} prediction threads takes two, the client's and its own,"
+                " and health needs some"
+            )
+            raise _refusal("max_connections", self.max_connections, reason, self._least_connections)
         stop = -(-self.deadline_ms // 1000) + 1
         for key in ("stop_timeout_s", "worker_reload_mercy", "mule_reload_mercy"):
             if getattr(self, key) < stop:
@@ -193,6 +226,9 @@ class Settings:
         if self.seats + _OTHER_FILES > files:
             reason = f"each of the {self.seats} prediction threads needs a file, and `ulimit -Hn` allows {files} in all"
             raise _refusal("threads", self.threads, reason, max(1, (files - _OTHER_FILES) // self.prediction_workers))
+        if self.nginx_files > files:
+            reason = f"nginx may need two files for each, and `ulimit -Hn` allows {files} in all"
+            raise _refusal("max_connections", self.max_connections, reason, files // 2)
 
 
 def read_ini(file: Path, environ: Mapping[str, str]) -> dict[str, dict[str, list[str]]]:

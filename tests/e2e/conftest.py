@@ -6,6 +6,7 @@ Units: seconds.
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -130,6 +131,14 @@ class Server:
                     if title.startswith(("uWSGI " + role, role + ":")):
                         roles[role].append(pid)
         return roles
+
+    def prediction_workers(self) -> list[int]:
+        """The workers in their order, but for the last one, which is for health."""
+        order: dict[int, int] = {}
+        for pid in self.processes()["worker"]:
+            with suppress(OSError):
+                order[pid] = int(re.sub(r"\D", "", Path(f"/proc/{pid}/cmdline").read_text()))
+        return sorted(order, key=order.__getitem__)[:-1]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Ask it to stop, and give its exit status."""

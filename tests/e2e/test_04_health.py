@@ -49,7 +49,7 @@ def test_health_answers_while_every_prediction_thread_is_busy(start, tmp_path):
     model = write_model(tmp_path / "slow", SLOW)
     server = start(MODEL=model, MULES=1, WORKERS=3, THREADS=2, SERVING_DEADLINE_MS=4000).wait_ready()
     answers = []
-    # two workers of two threads, and as many again in the backlog
+    # two workers of two threads, and as many again
     clients = [
         threading.Thread(target=lambda: answers.append(server.predict({"seconds": 0.4}).status)) for _ in range(8)
     ]
@@ -63,7 +63,7 @@ def test_health_answers_while_every_prediction_thread_is_busy(start, tmp_path):
     assert len(answers) < 8
     for client in clients:
         client.join()
-    assert answers == [200] * 8
+    assert set(answers) == {200, 503} and answers.count(200) >= 4
 
 
 def test_replicas_and_spare_that_are_all_stopped_are_not_ready_and_are_again_when_they_go_on(start):
@@ -106,8 +106,10 @@ def test_requests_wait_for_a_model_only_when_one_has_ever_been_ready(start, tmp_
         except OSError:
             return None
 
-    answer = wait_until(lambda: (found := refused()) and found.status == 503 and found, "a refusal")
-    assert answer.json["code"] == "model_loading" and answer.headers["retry-after"] == "2"
+    # until the workers are up it is "unavailable"
+    loading = lambda: (found := refused()) and found.json["code"] == "model_loading" and found  # noqa: E731
+    answer = wait_until(loading, "a refusal")
+    assert answer.status == 503 and answer.headers["retry-after"] == "2"
     wait_until(lambda: server.ready()["replicas"][0]["state"] == "loading", "the replica loads", 5)
     (model / "go").touch()
     server.wait_ready()

@@ -1,11 +1,17 @@
-"""Limits: a full queue and a deadline that passes."""
+"""Limits: a full queue, no free thread, and a deadline that passes."""
 
+import os
+import signal
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 
-from .conftest import FANCY, ask, write_model
+import pytest
+
+from ..serving.ini import shipped
+from .conftest import FANCY, ask, wait_until, write_model
 from .test_04_health import SLOW
 
 COUNTING = SLOW.replace("        time.sleep", "        open('{file}', 'a').write('x')\n        time.sleep")
@@ -66,14 +72,80 @@ def test_with_the_shipped_numbers_too_much_is_refused_and_nothing_is_late(start,
     assert server.predict({"seconds": 0}).status == 200
 
 
-def test_the_time_in_the_backlog_counts(start, tmp_path):
+def check_refused(answer, code, told):
+    """Refused by nginx, as the app would."""
+    assert (answer.status, answer.json["code"], answer.json["status"]) == (503, code, 503), answer
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json["request_id"] == answer.headers["x-request-id"]
+    assert answer.headers["retry-after"] == "1" and told in answer.json["detail"]
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(2, 1), (2, 2), (4, 1), (3, 2)])
+def test_what_finds_no_thread_is_refused_at_once(start, tmp_path, workers, threads):
     model = write_model(tmp_path / "slow", SLOW)
-    server = start(MODEL=model, MULES=8, WORKERS=2, THREADS=2, SERVING_DEADLINE_MS=1000).wait_ready()
-    with ThreadPoolExecutor(12) as clients:
-        answers = list(clients.map(lambda number: server.predict({"seconds": 0.4}), range(12)))
-    told = Counter(answer.status for answer in answers)
-    # two threads, 0.4 s each: the first four make it, and the others are told in time that they do not
-    assert told[200] == 4 and told[504] == 8, told
+    server = start(MODEL=model, MULES=4, WORKERS=workers, THREADS=threads).wait_ready()
+    seats = (workers - 1) * threads
+    for _ in range(2):
+        # the first of them are in until all have come
+        with ThreadPoolExecutor(seats + 8) as clients:
+            answers = list(clients.map(lambda number: server.predict({"seconds": 1.5}), range(seats + 8)))
+        refused = [answer for answer in answers if answer.status != 200]
+        assert len(refused) == 8
+        for answer in refused:
+            check_refused(answer, "queue_full", f"all {seats} threads")
+        line = server.access(refused[0].headers["x-request-id"])
+        assert (line["method"], line["path"], line["status"]) == ("POST", "/predict", 503)
+    assert "no live upstreams" not in server.log
+
+
+def test_a_client_that_hangs_up_gives_its_thread_back_only_when_that_is_free(start, tmp_path):
+    model = write_model(tmp_path / "slow", SLOW)
+    server = start(MODEL=model, MULES=2, WORKERS=2, THREADS=1).wait_ready()
+    with closing(server.connect()) as connection:
+        connection.request("POST", "/predict", b'{"seconds": 2}')
+        wait_until(lambda: any(replica["busy_s"] > 0 for replica in server.ready()["replicas"]), "a replica is busy", 5)
+    # a replica is free, and the one thread is not
+    check_refused(server.predict({"seconds": 0}), "queue_full", "all 1 threads")
+    wait_until(lambda: server.predict({"seconds": 0}).status == 200, "the thread is free again", 10)
+
+
+@contextmanager
+def stopped(pid):
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_the_time_in_the_backlog_counts(start, tmp_path):
+    server = start(MODEL=FANCY, MULES=1, WORKERS=2, THREADS=4).wait_ready()
+    with ThreadPoolExecutor(3) as clients:
+        # a worker that does not get to accept
+        with stopped(server.prediction_workers()[0]):
+            late = [clients.submit(server.predict, {"text": "a"}, X_Request_Timeout_Ms="200") for _ in range(2)]
+            early = clients.submit(server.predict, {"text": "b"})
+            time.sleep(1)
+        for answer in [future.result() for future in late]:
+            assert (answer.status, answer.json["code"]) == (504, "deadline")
+            assert "no thread was free" in answer.json["detail"]
+        assert early.result().status == 200
+
+
+def test_what_finds_no_place_in_the_backlog_is_refused_at_once(start, tmp_path):
+    (tmp_path / "uwsgi.ini").write_text(shipped(listen=1))
+    server = start(INI=tmp_path / "uwsgi.ini", MODEL=FANCY, MULES=1, WORKERS=2, THREADS=8).wait_ready()
+    with ThreadPoolExecutor(8) as clients:
+        with stopped(server.prediction_workers()[0]):
+            answers = [clients.submit(server.predict, {"text": "a"}) for _ in range(8)]
+            wait_until(lambda: sum(answer.done() for answer in answers) >= 5, "most are refused", 10)
+            time.sleep(0.2)
+        told = [answer.result() for answer in answers]
+    # some wait: how many a backlog of one holds is the kernel's
+    assert {answer.status for answer in told} == {200, 503}
+    for answer in told:
+        if answer.status == 503:
+            check_refused(answer, "unavailable", "listen in uwsgi.ini")
 
 
 def test_clients_that_give_up_early_take_nothing_from_the_others(start):

@@ -2,6 +2,7 @@
 
 import mmap
 import re
+import resource
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from serving.settings import Settings, memory_bytes, read_ini
 from .ini import SHIPPED, shipped
 
 PAGE = mmap.PAGESIZE
+FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 BACKLOG = int(Path("/proc/sys/net/core/somaxconn").read_text())
 LOWS = {each.name: each.metadata["low"] for each in fields(Settings) if each.metadata["low"] is not None}
 
@@ -85,6 +87,15 @@ def test_numbers_that_follow_from_others(read):
         ({"queue": 1, "queue_blocksize": memory_bytes() // PAGE * PAGE}, "the queue and the cache map up to"),
         ({"cache_blocksize": 1 << 50}, "the queue and the cache map up to"),
         ({"cache_blocksize": memory_bytes() // 1024}, "the queue and the cache map up to"),
+        ({"max_header_bytes": 64512, "buffer_size": 65535}, "uWSGI takes no more than 65535 bytes"),
+        ({"max_header_bytes": 39937}, r"it must hold max_header_bytes \(= 39937\)"),
+        ({"buffer_size": 65536}, "and be at most 65535"),
+        ({"max_connections": 319}, "each of the 128 prediction threads takes two"),
+        ({"max_connections": -1}, "each of the 128 prediction threads takes two"),
+        (
+            {"max_connections": FILES // 2 + 1},
+            f"nginx may need two files for each, and `ulimit -Hn` allows {FILES} in all",
+        ),
         ({"listen": BACKLOG + 1}, f"net.core.somaxconn allows {BACKLOG}"),
     ],
 )
@@ -135,6 +146,10 @@ def test_several_values_that_cannot_be_are_refused_one_after_the_other(read, ref
         ({"queue": 512}, {"cache_items": 1024}),
         ({"queue": 4, "queue_blocksize": PAGE * 5 // 4}, {"queue_blocksize": PAGE * 5 // 4}),
         ({"listen": BACKLOG}, {"listen": BACKLOG}),
+        ({"max_header_bytes": 64511, "buffer_size": 65535}, {}),
+        ({"max_connections": 320}, {}),
+        ({"max_connections": FILES // 2}, {}),
+        ({"processes": 3, "threads": 1, "max_connections": 68}, {}),
         ({name: low for name, low in LOWS.items() if name not in ("queue", "queue_blocksize")}, {"processes": 2}),
     ],
 )

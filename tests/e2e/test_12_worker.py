@@ -1,0 +1,114 @@
+"""The death of a worker: what it held is sent to another one, and no client notices."""
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from .conftest import wait_until, write_model
+from .test_04_health import SLOW
+
+BLOB = SLOW.replace('"float64"}', '"float64", "text": "string"}', 1).replace(
+    'return {"slept": inputs["seconds"]}', 'return {"slept": len(inputs["text"])}'
+)
+
+
+def held(server):
+    """How many requests the workers have accepted and not answered."""
+    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    # state 03 is connected
+    mine = {
+        f"socket:[{line[6]}]" for line in lines if line[5] == "03" and line[7:] == [f"{server.run_dir}/predict.sock"]
+    }
+    found = 0
+    for pid in server.prediction_workers():
+        with suppress(OSError):
+            found += sum(str(file.readlink()) in mine for file in Path(f"/proc/{pid}/fd").iterdir())
+    return found
+
+
+@pytest.fixture
+def serve(start, tmp_path):
+    """Starts a server of a slow model."""
+    return lambda source=SLOW, **environ: start(MODEL=write_model(tmp_path / "slow", source), **environ).wait_ready()
+
+
+def kill(server, victims):
+    for victim in victims:
+        os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: not set(victims) & set(server.processes()["worker"]), "they are dead", 10)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_request_that_a_killed_worker_held_is_answered(serve, count):
+    server = serve(MULES=4, WORKERS=3, THREADS=8)
+    (health,) = set(server.processes()["worker"]) - set(server.prediction_workers())
+    for _ in range(3):
+        wait_until(lambda: len(server.prediction_workers()) == 2, "both workers", 10)
+        with ThreadPoolExecutor(16) as clients:
+            # one for each thread
+            answers = [clients.submit(server.predict, {"seconds": 0.3 + number / 1000}) for number in range(16)]
+            wait_until(lambda: held(server) == 16, "all are in the workers", 10)
+            kill(server, server.prediction_workers()[:count])
+            for number, answer in enumerate(answers):
+                assert (answer.result().status, answer.result().json) == (200, {"slept": 0.3 + number / 1000})
+    assert health in server.processes()["worker"]
+
+
+@pytest.mark.parametrize("size", [10, 100_000, 900_000])
+def test_a_body_is_sent_again_whole_from_memory_and_from_a_file(serve, size):
+    server = serve(BLOB, MULES=2, WORKERS=2, THREADS=4)
+    with ThreadPoolExecutor(2) as clients:
+        answers = [clients.submit(server.predict, {"seconds": 0.5, "text": "x" * size}) for _ in range(2)]
+        wait_until(lambda: all(replica["busy_s"] > 0 for replica in server.ready()["replicas"]), "all are busy", 10)
+        kill(server, server.prediction_workers())
+        assert [(answer.result().status, answer.result().json) for answer in answers] == [(200, {"slept": size})] * 2
+
+
+def test_the_query_of_a_request_that_is_sent_again_is_not_logged(serve):
+    server = serve(MULES=1, WORKERS=2)
+    with ThreadPoolExecutor(1) as clients:
+        answer = clients.submit(server.request, "POST", "/predict?token=hush", b'{"seconds": 0.5}')
+        wait_until(lambda: held(server) == 1, "a worker holds it", 10)
+        kill(server, server.prediction_workers())
+        assert answer.result().status == 200
+    assert server.access(answer.result().headers["x-request-id"])["path"] == "/predict"
+    assert "hush" not in server.log + (server.run_dir / "access.log").read_text()
+
+
+def test_a_request_that_is_sent_again_keeps_the_deadline_it_had(serve):
+    server = serve(MULES=2, WORKERS=3, SERVING_DEADLINE_MS=2000)
+    with ThreadPoolExecutor(2) as clients:
+        answers = [clients.submit(server.predict, {"seconds": 1.5}) for _ in range(2)]
+        wait_until(lambda: max(replica["busy_s"] for replica in server.ready()["replicas"]) > 0.8, "it predicts", 10)
+        kill(server, server.prediction_workers())
+        # 1.5 s more would fit into a deadline that starts again
+        assert [(answer.result().status, answer.result().json["code"]) for answer in answers] == [(504, "deadline")] * 2
+
+
+def test_a_request_is_sent_again_once(serve):
+    server = serve(MULES=2, WORKERS=2)
+    with ThreadPoolExecutor(1) as clients:
+        answer = clients.submit(server.predict, {"seconds": 3})
+        for _ in range(2):
+            wait_until(lambda: held(server) == 1, "a worker holds it", 10)
+            kill(server, server.prediction_workers())
+        found = answer.result()
+    assert (found.status, found.json["code"]) == (502, "bad_gateway")
+    assert found.json["request_id"] == found.headers["x-request-id"]
+    wait_until(lambda: server.prediction_workers(), "a successor", 10)
+    assert server.predict({"seconds": 0}).status == 200
+
+
+def test_an_error_of_the_app_is_not_sent_again(serve, tmp_path):
+    calls = tmp_path / "calls"
+    calls.touch()
+    raising = f"open({str(calls)!r}, 'a').write('x'); raise RuntimeError('no')"
+    server = serve(
+        SLOW.replace("        time.sleep", f"        if inputs['seconds']: {raising}\n        time.sleep"), WORKERS=3
+    )
+    assert server.predict({"seconds": 1}).json["code"] == "engine"
+    assert calls.read_text() == "x"
