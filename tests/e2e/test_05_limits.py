@@ -98,26 +98,6 @@ def test_what_finds_no_thread_is_refused_at_once(start, tmp_path, workers, threa
     assert "no live upstreams" not in server.log
 
 
-def test_a_client_that_hangs_up_gives_its_thread_back_only_when_that_is_free(start, tmp_path):
-    model = write_model(tmp_path / "slow", SLOW)
-    server = start(MODEL=model, MULES=2, WORKERS=2, THREADS=1).wait_ready()
-    with closing(server.connect()) as connection:
-        connection.request("POST", "/predict", b'{"seconds": 2}')
-        wait_until(lambda: any(replica["busy_s"] > 0 for replica in server.ready()["replicas"]), "a replica is busy", 5)
-    # a replica is free, and the one thread is not
-    check_refused(server.predict({"seconds": 0}), "queue_full", "all 1 threads")
-    wait_until(lambda: server.predict({"seconds": 0}).status == 200, "the thread is free again", 10)
-
-
-@contextmanager
-def stopped(pid):
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
 def test_the_time_in_the_backlog_counts(start, tmp_path):
     server = start(MODEL=FANCY, MULES=1, WORKERS=2, THREADS=4).wait_ready()
     with ThreadPoolExecutor(3) as clients:
