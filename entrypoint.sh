@@ -7,5 +7,5 @@ if [ ! -x "$python" ]; then
     echo "muleteer: there is no Python at $python: run \`make serve\` once" >&2
     exit 2
 fi
-# a signal that comes while Python starts waits for the supervisor
-exec env --block-signal=TERM --block-signal=INT "$python" "$here/supervisor.py" "$@"
+# signals that come while Python starts wait for the supervisor
+exec env --block-signal=TERM,INT,HUP,USR1 "$python" "$here/supervisor.py" "$@"
