@@ -82,4 +82,6 @@ def check_configuration(text: str, run_dir: Path) -> None:
     tested = subprocess.run(command, capture_output=True, text=True)
     file.unlink()
     if tested.returncode:
-        raise StartError(f"nginx refuses its configuration: {tested.stderr.strip().splitlines()[-1]}")
+        # 2026/01/31 12:00:00 [emerg] 1#1: reason in file:line
+        reason = re.sub(r"^[^\[]*\[\w+\] [\d#]+: ", "", tested.stderr.partition("\n")[0])
+        raise StartError(f"nginx refuses its configuration: {reason}")

@@ -402,14 +402,16 @@ class Supervisor:
                 child.send_signal(number)
             # a child's end may have been noticed before this wait: look again now and then
             wait(min(0.2, max(0.0, deadline - time.monotonic())))
-        late = [child for child in children if child.poll() is None]
-        for child in late:
-            # the quick end, which still gives back sockets and semaphores
-            child.send_signal(signal.SIGINT)
+        # the quick end, which still gives back sockets and semaphores; what loads a model does not hear of it
         last = time.monotonic() + LAST_WORDS_S
-        for child in late:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(max(0.0, last - time.monotonic()))
+        while (late := [child for child in children if child.poll() is None]) and time.monotonic() < last:
+            for child in late:
+                # also wakes uWSGI's master, which looks for its dead once a second
+                child.send_signal(signal.SIGINT)
+                for pid in _group(child.pid) - {child.pid}:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
         for child in children:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
@@ -428,6 +430,17 @@ def _in_child() -> None:
     """Between fork and exec: signals as usual, and an end with the supervisor, however that ends."""
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _group(leader: int) -> set[int]:
+    """The processes of a process group."""
+    found = set()
+    for stat_file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # the name in parentheses may hold anything: state, parent and group come after it
+            if int(stat_file.read_text().rpartition(")")[2].split()[2]) == leader:
+                found.add(int(stat_file.parent.name))
+    return found
 
 
 def _json(value: Any) -> Any:
