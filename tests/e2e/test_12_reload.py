@@ -59,7 +59,7 @@ def write_ini(tmp_path, **changes):
     """A copy of uwsgi.ini with other numbers."""
     lines = (ROOT / "uwsgi.ini").read_text().splitlines()
     for key, value in changes.items():
-        (number,) = [number for number, line in enumerate(lines) if line.startswith(f"{key} = ") and "%(_)" not in line]
+        number = next(number for number, line in enumerate(lines) if line.startswith(f"{key} = "))
         lines[number] = f"{key} = {value}"
     (tmp_path / "uwsgi.ini").write_text("\n".join(lines))
     return tmp_path / "uwsgi.ini"
