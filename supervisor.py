@@ -305,7 +305,8 @@ class Supervisor:
             ready = self.instance.readyz()
             replicas = ready.get("replicas", [])
             new = sum(replica["ready"] and replica.get("generation", 0) >= generation for replica in replicas)
-            text = f"{new} of {len(replicas)} replicas"
+            # one that is being replaced stands there beside the new one
+            text = f"{min(new, self.instance.settings.mules)} of {self.instance.settings.mules} replicas"
             if replicas and new == len(replicas):
                 return text
             spare = ready.get("spare") or {}
