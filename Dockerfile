@@ -38,7 +38,7 @@ COPY app app
 COPY mules mules
 COPY serving serving
 COPY examples/fancy examples/fancy
-COPY wsgi.py supervisor.py entrypoint.sh uwsgi.ini nginx.conf ./
+COPY wsgi.py supervisor.py instance.py nginx.py reload.py entrypoint.sh uwsgi.ini nginx.conf ./
 RUN python3 -m compileall -q . && chmod -R a+rX . && chmod a+x entrypoint.sh
 
 # ---- what runs

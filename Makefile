@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PORT
 
-.PHONY: help serve test check image clean
+.PHONY: help serve reload test check image clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
@@ -18,6 +18,9 @@ help: ## list the verbs
 
 serve: $(VENV)/.ready nginx $(if $(filter-out models/digits,$(MODEL)),,models/digits) ## install what is missing, then serve MODEL (models/digits) on HOST:PORT
 	@LOG_DIR="$${LOG_DIR:-run/$(PORT)}" ./entrypoint.sh
+
+reload: ## let the server on PORT take what has changed, without a failed request (ALL=1: everything anew)
+	@./entrypoint.sh reload $(if $(ALL),--all)
 
 test: $(VENV)/.dev nginx models/digits ## run all tests, on real processes
 	@$(BIN)/python -m pytest $(TESTS)

@@ -9,5 +9,5 @@ if [ ! -x "$python" ]; then
 fi
 # sockets, logs and pid files are for this user and group
 umask 027
-# a signal that comes while Python starts waits for the supervisor
-exec env --block-signal=TERM --block-signal=INT "$python" "$here/supervisor.py" "$@"
+# signals that come while Python starts wait for the supervisor
+exec env --block-signal=TERM,INT,HUP,USR1 "$python" "$here/supervisor.py" "$@"

@@ -3,6 +3,7 @@
 Units: seconds.
 """
 
+import ctypes
 import http.client
 import json
 import os
@@ -13,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "models" / "digits"
 FANCY = ROOT / "examples" / "fancy"
 PATIENCE_S = 60.0
+# of semctl: the process that touched a semaphore last
+_GETPID = 11
 
 
 def free_port() -> int:
@@ -193,6 +196,13 @@ def cpu_s(pids: list[int]) -> float:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def semaphores_of(pids: Collection[int]) -> list[int]:
+    """The System V semaphores that one of the processes was the last to touch, if only to make them."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    ids = [int(line.split()[1]) for line in Path("/proc/sysvipc/sem").read_text().splitlines()[1:]]
+    return [id for id in ids if libc.semctl(id, 0, _GETPID) in pids]
 
 
 def write_model(folder: Path, source: str) -> Path:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
 import pytest
 
@@ -96,6 +96,15 @@ def test_what_finds_no_thread_is_refused_at_once(start, tmp_path, workers, threa
         line = server.access(refused[0].headers["x-request-id"])
         assert (line["method"], line["path"], line["status"]) == ("POST", "/predict", 503)
     assert "no live upstreams" not in server.log
+
+
+@contextmanager
+def stopped(pid):
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def test_the_time_in_the_backlog_counts(start, tmp_path):

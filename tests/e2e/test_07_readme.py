@@ -71,6 +71,7 @@ def run(command, clone, port):
     found = subprocess.run(
         ["bash", "-c", re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{port}", command)],
         cwd=clone,
+        env=os.environ | {"PORT": str(port)},
         capture_output=True,
         text=True,
     )
@@ -111,6 +112,19 @@ def test_an_own_model_is_served_with_its_own_numbers(clone, serve):
     ctrl_c(process)
 
 
+def test_a_reload_takes_what_has_changed(clone, serve):
+    process, port, out = serve(COMMANDS[2])
+    ini = clone / "uwsgi.ini"
+    shipped = ini.read_text()
+    ini.write_text(shipped.replace("threads = 64", "threads = 32"))
+    assert ini.read_text() != shipped
+    told = run(COMMANDS[COMMANDS.index("make reload")], clone, port)
+    assert told.splitlines()[-1] == "muleteer: reloaded: uWSGI anew, fancy, version 1, 4 replicas"
+    assert told.splitlines()[-1] in out.read_text()
+    ini.write_text(shipped)
+    ctrl_c(process)
+
+
 @pytest.mark.parametrize(
     ("missing", "told"),
     [
@@ -138,6 +152,7 @@ def test_make_help_lists_the_verbs(clone):
     assert [line.split()[1] for line in told.splitlines() if line.startswith("  make ")] == [
         "help",
         "serve",
+        "reload",
         "test",
         "check",
         "image",
@@ -149,10 +164,12 @@ def test_every_other_command_is_run_by_ci():
     image = (ROOT / "tests" / "image" / "check.sh").read_text()
     ci = (ROOT / ".ci" / "run").read_text()
     rest = COMMANDS[5:]
-    assert [command for command in rest if not command.startswith("docker")] == ["make test"]
+    assert [command for command in rest if not command.startswith("docker")] == ["make reload", "make test"]
     assert "make check" in ci and "image/check.sh" in ci
     for command in rest:
         if command.startswith("docker run"):
             # its parts: the port, and the model that is mounted
             for part in re.findall(r"-p \S+:(\d+)|(-e MODEL=/models/\w+)", command):
                 assert "".join(part) in image, command
+        if command.startswith("docker exec CONTAINER "):
+            assert command.removeprefix("docker exec CONTAINER ") in image
