@@ -37,6 +37,8 @@ PERILOUS = ROOT / "bench" / "models" / "perilous"
 DEADLINE_S = 5.0
 LOAD_SHARE = 0.4
 CALIBRATION_S = 2.0
+# few, so that no full batches make it look faster than it is for single requests
+CALIBRATION_CONNECTIONS = 8
 RECOVERY_S = 30.0
 # after each recovery, so that faults fall on all phases of the load
 LONGEST_PAUSE_S = 0.3
@@ -167,7 +169,7 @@ class Stage:
         load = Load(
             self.server.port,
             work,
-            connections=self.row.connections,
+            connections=CALIBRATION_CONNECTIONS,
             rate=None,
             deadline_s=DEADLINE_S,
             name=f"{self.row.name}-capacity",

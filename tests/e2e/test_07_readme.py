@@ -140,6 +140,8 @@ def test_make_help_lists_the_verbs(clone):
         "serve",
         "test",
         "check",
+        "chaos",
+        "soak",
         "image",
         "clean",
     ]
