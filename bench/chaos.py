@@ -361,18 +361,20 @@ def kill_at_points(stage: Stage) -> None:
         victims = wait_until(partial(dead, before), f"a mule died {at}", 5)
         stage.did(f"SIGKILL {at} in mule {victims[0]}")
         stage.recover(victims)
-    fell = Counter[str]()
-    for line in (folder / "kills").read_text().splitlines():
-        if line.startswith("outlived"):
-            fell["shortly after a call"] += 1
-        else:
-            fell[line] += 1
-    inside = sum(count for where, count in fell.items() if where.startswith("during")) - fell["shortly after a call"]
-    stage.notes.append(
-        f"{inside} of {stage.done} fell inside a call; "
-        + ", ".join(f"{where} {count}" for where, count in sorted(fell.items()))
-        + (f"; not reached: {', '.join(sorted(unreached))}" if unreached else "")
+    stage.notes.append(where_it_fell((folder / "kills").read_text().splitlines(), unreached))
+
+
+def where_it_fell(lines: list[str], unreached: Collection[str]) -> str:
+    """What the mules wrote before they died, summed up."""
+    late = lines.count("outlived the call")
+    points = [line.split() for line in lines if not line.startswith("outlived")]
+    when = Counter(words[0] for words in points)
+    calls = Counter(words[1] for words in points)
+    told = (
+        f"{when['before']} before a call, {when['during'] - late} inside, {late} soon after, {when['after']} right after: "
+        + ", ".join(f"{call} {count}" for call, count in sorted(calls.items()))
     )
+    return told + (f"; not reached: {', '.join(sorted(unreached))}" if unreached else "")
 
 
 def stop_mules(stage: Stage) -> None:
@@ -516,11 +518,11 @@ def rows() -> list[Row]:
     found = [
         Row("mules", "`kill -9` of mules", kill_mules, 8, 100),
         Row("mules-digits", "`kill -9` of mules, TensorFlow", kill_mules, 2, 20, model=DIGITS, mules=3),
-        Row("workers", "`kill -9` of workers", kill_workers, 5, 50),
+        Row("workers", "`kill -9` of workers", kill_workers, 10, 50),
         Row(
             "points", "`kill -9` of a mule in a queue or cache call", kill_at_points, 8, 108, model=PERILOUS, burst=True
         ),
-        Row("stopped", "`kill -STOP` of a mule", stop_mules, 1, 10),
+        Row("stopped", "`kill -STOP` of a mule", stop_mules, 2, 10),
         Row("exit", "an input that exits", poison("exit"), 2, 10, model=PERILOUS, burst=True, connections=32),
         Row(
             "segfault", "an input that segfaults", poison("segfault"), 2, 10, model=PERILOUS, burst=True, connections=32
