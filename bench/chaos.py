@@ -371,8 +371,8 @@ def where_it_fell(lines: list[str], unreached: Collection[str]) -> str:
     when = Counter(words[0] for words in points)
     calls = Counter(words[1] for words in points)
     told = (
-        f"{when['before']} before a call, {when['during'] - late} inside, {late} soon after, {when['after']} right after: "
-        + ", ".join(f"{call} {count}" for call, count in sorted(calls.items()))
+        f"{when['before']} before a call, {when['during'] - late} inside, {late} soon after, "
+        f"{when['after']} right after: " + ", ".join(f"{call} {count}" for call, count in sorted(calls.items()))
     )
     return told + (f"; not reached: {', '.join(sorted(unreached))}" if unreached else "")
 
@@ -516,7 +516,7 @@ def rows() -> list[Row]:
     limited = "predict_timeout_s" in (ROOT / "uwsgi.ini").read_text()
     timeout = {"SERVING_PREDICT_TIMEOUT_S": PREDICT_TIMEOUT_S} if limited else {}
     found = [
-        Row("mules", "`kill -9` of mules", kill_mules, 8, 100),
+        Row("mules", "`kill -9` of mules", kill_mules, 16, 100),
         Row("mules-digits", "`kill -9` of mules, TensorFlow", kill_mules, 2, 20, model=DIGITS, mules=3),
         Row("workers", "`kill -9` of workers", kill_workers, 10, 50),
         Row(
