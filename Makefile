@@ -1,4 +1,4 @@
-# make help lists the verbs.  Variables: PORT, HOST, MODEL, MULES, WORKERS, THREADS, QUEUE, SERVING_<NAME>.
+# make help lists the verbs.  Variables: PORT, HOST, MODEL, MULES, WORKERS, THREADS, QUEUE, SERVING_<NAME>; ARGS for chaos and soak.
 SHELL := /bin/bash
 PYTHON ?= python3
 PORT ?= 8080
@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PORT
 
-.PHONY: help serve reload test check image clean
+.PHONY: help serve reload test check chaos soak image clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
@@ -30,6 +30,12 @@ check: $(VENV)/.dev ## format, lint, types, then the tests
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(MAKE) --no-print-directory test
+
+chaos: $(VENV)/.dev nginx models/digits ## kill, stop, poison and flood a real server under load, and count what it loses
+	@$(BIN)/python -m bench.chaos --out bench/results/chaos.md $(ARGS)
+
+soak: $(VENV)/.dev nginx models/digits ## half an hour of load, and what grows under it
+	@$(BIN)/python -m bench.soak --out bench/results/chaos.md $(ARGS)
 
 image: ## build the image
 	docker build -t $(IMAGE) .

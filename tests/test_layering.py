@@ -92,6 +92,15 @@ def test_the_supervisor_knows_of_the_settings_and_the_model_folder_alone():
     assert ours == {"serving.errors", "serving.model", "serving.settings"}
 
 
+def test_the_measuring_instruments_know_the_server_from_outside_alone():
+    for file in (ROOT / "bench").rglob("*.py"):
+        nodes = [
+            node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        names = {getattr(node, "module", None) or alias.name for node in nodes for alias in node.names}
+        assert not set(map(package, names)) & {"app", "mules", "serving", "supervisor", "wsgi"}, file
+
+
 def test_no_framework_is_loaded_before_a_model_is():
     program = f"import sys, app, serving.store, mules.replica; print(sorted({FRAMEWORKS} & sys.modules.keys()))"
     loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -155,6 +155,8 @@ def test_make_help_lists_the_verbs(clone):
         "reload",
         "test",
         "check",
+        "chaos",
+        "soak",
         "image",
         "clean",
     ]
