@@ -520,7 +520,14 @@ def rows() -> list[Row]:
         Row("mules-digits", "`kill -9` of mules, TensorFlow", kill_mules, 2, 20, model=DIGITS, mules=3),
         Row("workers", "`kill -9` of workers", kill_workers, 10, 50),
         Row(
-            "points", "`kill -9` of a mule in a queue or cache call", kill_at_points, 8, 108, model=PERILOUS, burst=True
+            "points",
+            "`kill -9` of a mule in a queue or cache call",
+            kill_at_points,
+            16,
+            108,
+            PERILOUS,
+            burst=True,
+            connections=32,
         ),
         Row("stopped", "`kill -STOP` of a mule", stop_mules, 2, 10),
         Row("exit", "an input that exits", poison("exit"), 2, 10, model=PERILOUS, burst=True, connections=32),
