@@ -284,7 +284,8 @@ def test_a_stop_while_the_new_one_loads_ends_both(start, model, number):
     with ThreadPoolExecutor(2) as pool:
         asked = pool.submit(reload, server)
         masters(server, 2)
-        wait_until(lambda: len(server.processes()["mule"]) == 2, "the new model loads")
+        # a replica and a spare of each
+        wait_until(lambda: len(server.processes()["mule"]) == 4, "the new model loads")
         pids = {server.process.pid, *descendants(server.process.pid)}
         answer = pool.submit(server.predict, {"text": "slow"})
         wait_until(lambda: server.ready()["replicas"][0]["busy_s"] > 0, "it is busy", 5)

@@ -20,8 +20,11 @@ def held(server):
     """How many requests the workers have accepted and not answered."""
     lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
     # state 03 is connected
+    connected = [line for line in lines if line[5] == "03" and len(line) == 8]
     mine = {
-        f"socket:[{line[6]}]" for line in lines if line[5] == "03" and line[7:] == [f"{server.run_dir}/predict.sock"]
+        f"socket:[{inode}]"
+        for *_, inode, path in connected
+        if path.startswith(str(server.run_dir)) and path.endswith("/predict.sock")
     }
     found = 0
     for pid in server.prediction_workers():
