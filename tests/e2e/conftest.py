@@ -69,6 +69,7 @@ class Server:
         self.port = environ.get("PORT") or free_port()
         # a unix socket's path must be short
         self.run_dir = Path(tempfile.mkdtemp(prefix="muleteer-"))
+        self.started = time.time()
         settings = {"PORT": self.port, "RUN_DIR": self.run_dir, "LOG_DIR": self.run_dir, **environ}
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("SERVING_")}
         with (self.run_dir / "out").open("ab") as out:
@@ -198,10 +199,12 @@ def cpu_s(pids: list[int]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def semaphores_of(pids: Collection[int]) -> list[int]:
-    """The System V semaphores that one of the processes was the last to touch, if only to make them."""
+def semaphores_of(pids: Collection[int], since: float) -> list[int]:
+    """The System V semaphores made since then that one of the processes was the last to touch, if only to make them."""
     libc = ctypes.CDLL(None, use_errno=True)
-    ids = [int(line.split()[1]) for line in Path("/proc/sysvipc/sem").read_text().splitlines()[1:]]
+    lines = [line.split() for line in Path("/proc/sysvipc/sem").read_text().splitlines()[1:]]
+    # older ones are of processes that were killed, and whose numbers others have now
+    ids = [int(line[1]) for line in lines if int(line[9]) >= int(since)]
     return [id for id in ids if libc.semctl(id, 0, _GETPID) in pids]
 
 

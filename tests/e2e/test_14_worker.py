@@ -40,8 +40,10 @@ def serve(start, tmp_path):
 
 
 def kill(server, victims):
-    for victim in victims:
-        os.kill(victim, signal.SIGKILL)
+    # all at once: none of them is sent what the one before it held
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for victim in victims:
+            os.kill(victim, number)
     wait_until(lambda: not set(victims) & set(server.processes()["worker"]), "they are dead", 10)
 
 
