@@ -72,7 +72,7 @@ def test_numbers_that_follow_from_others(read):
         *(({name: low - 1}, f"it must be {low} or more") for name, low in LOWS.items()),
         *(({name: -7}, f"it must be {low} or more") for name, low in LOWS.items()),
         ({"log_level": "loud"}, "it is one of debug, info, warning, error"),
-        ({"queue": 1, "queue_blocksize": 1024}, f"it must be {PAGE} or more"),
+        ({"queue": 2, "queue_blocksize": 1024}, f"it must be {PAGE} or more"),
         ({"queue": 3, "queue_blocksize": PAGE + 1}, f"queue x queue-blocksize must be a multiple of .* {PAGE}"),
         ({"queue": 200, "cache_items": 399}, r"at least 2 x queue \(= 200\): replies that come late stay"),
         ({"cache_items": 128}, "each of the 128 prediction threads .* may have a reply in it"),
@@ -142,9 +142,9 @@ def test_several_values_that_cannot_be_are_refused_one_after_the_other(read, ref
         ({"deadline_ms": 7000}, {"stop_timeout_s": 9}),
         (
             {
-                "queue": 1,
+                "queue": 2,
                 "queue_blocksize": PAGE,
-                "cache_items": 3,
+                "cache_items": 4,
                 "cache_blocksize": 4096,
                 "threads": 1,
                 "processes": 2,
