@@ -60,7 +60,7 @@ class Settings:
     processes: int = _uwsgi(2)
     threads: int = _uwsgi(1)
     mules: int = _uwsgi(1)
-    queue: int = _uwsgi(1)
+    queue: int = _uwsgi(2)
     queue_blocksize: int = _uwsgi(mmap.PAGESIZE)
     listen: int = _uwsgi(1)
     buffer_size: int = _uwsgi()

@@ -11,7 +11,8 @@ Runs in:  both.
 Units:    seconds; deadlines are absolute, time.monotonic().
 Raises:   QueueFull, FrameTooLarge, ReplyTooLarge, DeadlineExceeded, ClientGone; SettingsError when uWSGI runs with
           other numbers.
-Source:   uWSGI 2.0.31 core/queue.c (push does not check for a full ring), core/cache.c (update answers None when full).
+Source:   uWSGI 2.0.31 core/queue.c (push does not check for a full ring; push moves its cursor last, and pull empties
+          the slot last), core/cache.c (update answers None when full).
 """
 
 import itertools
@@ -32,7 +33,7 @@ from serving.transport import Ticket, Transport
 
 # a reply that came too late for its thread leaves the cache by itself after this many seconds
 _REPLY_TTL_S = 5
-# fills a slot that a killed process left half done; no ticket is so short
+# fills a slot that must not be empty; no ticket is so short
 _NO_TICKET = b"\0"
 _FLAGS = os.EFD_NONBLOCK | os.EFD_CLOEXEC
 
@@ -58,6 +59,9 @@ class UwsgiTransport(Transport):
         self._numbers = itertools.count()
         self._in_worker = False
         self._epoll: select.epoll | None = None
+        # with the cursors of the queue on one slot: 1 when it is full, 0 when it is empty.  The slots do not tell: a
+        # process that is killed inside a push or a pull leaves an item in one that is free.
+        self._filled = mmap.mmap(-1, 1)
         self._pids = memoryview(mmap.mmap(-1, 8 * settings.processes)).cast("q")
 
     def start_worker(self) -> None:
@@ -128,47 +132,42 @@ class UwsgiTransport(Transport):
         uwsgi.unlock()
 
     def _push(self, item: bytes) -> bool:
-        # replicas only free slots: with the cursors apart there is one
-        return not (uwsgi.queue_slot() == uwsgi.queue_pull_slot() and self._full()) and bool(uwsgi.queue_push(item))
-
-    def _full(self) -> bool:
-        """With the cursors on one slot: whether the queue is full, and not empty.
-
-        A worker that is killed inside a push leaves an item in a slot that its cursor has not passed.  With the next
-        slot empty that is what it is: the next push overwrites it, and nobody waits for it any more.
-        """
-        slot = uwsgi.queue_slot()
-        return all(uwsgi.queue_get(at % self._slots) is not None for at in (slot, slot + 1))
+        slot = self._slot()
+        if slot == uwsgi.queue_pull_slot():
+            if self._filled[0]:
+                return False
+        elif (slot + 1) % self._slots == uwsgi.queue_pull_slot():
+            # before it is: it counts once the cursors are on one slot
+            self._filled[0] = 1
+        return bool(uwsgi.queue_push(item))
 
     def _head(self) -> bytes | None:
-        slot: int = uwsgi.queue_pull_slot()
-        item: bytes | None = uwsgi.queue_get(slot)
-        if uwsgi.queue_slot() != slot:
-            return item if item is not None and item != _NO_TICKET else self._mend()
-        return item if item is not None and self._full() else self._mend() if item is not None else None
-
-    def _mend(self) -> bytes | None:
-        """Bring the cursors together again after a kill inside a push or a pull; the oldest item behind it, if any."""
-        if not _apart():
-            # half a push: finish it
-            uwsgi.queue_push(_NO_TICKET)
-        while _apart():
-            slot = uwsgi.queue_pull_slot()
+        while self._queued():
+            slot: int = uwsgi.queue_pull_slot()
             item: bytes | None = uwsgi.queue_get(slot)
             if item is not None and item != _NO_TICKET:
                 return item
-            if item is None:
-                # half a pull: no pull gets past an empty slot
-                uwsgi.queue_set(slot, _NO_TICKET)
-            uwsgi.queue_pull()
+            # no pull gets past an empty slot
+            uwsgi.queue_set(slot, _NO_TICKET)
+            self._drop_head()
         return None
 
     def _drop_head(self) -> None:
+        if self._slot() != uwsgi.queue_pull_slot():
+            # before it is empty, with the cursors on one slot again
+            self._filled[0] = 0
         uwsgi.queue_pull()
 
     def _queued(self) -> bool:
-        # a full queue has its cursors on one slot, too: then somebody has rung
-        return _apart()
+        return bool(uwsgi.queue_slot() != uwsgi.queue_pull_slot() or self._filled[0])
+
+    def _slot(self) -> int:
+        """Where the next push goes.  Locked."""
+        if uwsgi.queue_slot() >= self._slots:
+            # a worker was killed between two instructions, and its item is nobody's
+            uwsgi.queue_pop()
+        slot: int = uwsgi.queue_slot()
+        return slot
 
     def _put_reply(self, uuid: bytes, reply: bytes) -> None:
         if not uwsgi.cache_update(uuid, reply, _REPLY_TTL_S):
@@ -192,11 +191,6 @@ class UwsgiTransport(Transport):
                 return False
         # also when nobody rang: the ring may have woken a replica that died
         return True
-
-
-def _apart() -> bool:
-    """Whether the cursors of the queue are on two slots.  On one slot it is empty or full."""
-    return bool(uwsgi.queue_slot() != uwsgi.queue_pull_slot())
 
 
 def _take_reply(uuid: bytes) -> bytes | None:

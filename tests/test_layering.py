@@ -102,6 +102,6 @@ def test_the_measuring_instruments_know_the_server_from_outside_alone():
 
 
 def test_no_framework_is_loaded_before_a_model_is():
-    program = f"import sys, app, serving.store, mules.replica; print(sorted({FRAMEWORKS} & sys.modules.keys()))"
+    program = f"import sys, app, serving.store, mules.mule; print(sorted({FRAMEWORKS} & sys.modules.keys()))"
     loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert loaded.stdout == "[]\n"

@@ -12,10 +12,12 @@ from app import create_app
 from mules.engines.python import PythonEngine
 from mules.replica import Replica
 from serving.model import ModelCard
+from serving.quarantine import Quarantine
 from serving.settings import Settings
 from serving.signature import Signature, TensorSpec
 from serving.store import Board
 from serving.transport import MemoryTransport
+from tests.serving.memory_notes import MemoryNotes
 
 SETTINGS = Settings.read(Path(__file__).parents[2] / "uwsgi.ini", {})
 DOORS = ("flask", "short cut")
@@ -44,8 +46,9 @@ class Chain:
         self.model = model or Double()
         self.signature = signature(self.model.inputs, self.model.outputs)
         self.transport = transport or MemoryTransport()
-        self.board = Board(2, heartbeat_timeout_s=3, deadline_s=5)
-        self.app = create_app(replace(SETTINGS, **settings), self.transport, self.board)
+        self.board = Board(2, heartbeat_timeout_s=3, predict_timeout_s=5)
+        self.quarantine = Quarantine(MemoryNotes(), 60, 5)
+        self.app = create_app(replace(SETTINGS, **settings), self.transport, self.board, self.quarantine)
         self._clients = {"short cut": Client(self.app.wsgi_app), "flask": Client(self.app.wsgi_app.flask_door)}
         self._stopped = threading.Event()
         self._threads = []
@@ -53,6 +56,7 @@ class Chain:
     def ready(self):
         """The card is on the board, and nobody takes what is queued."""
         self.board.records[0].describe(ModelCard("double", 3, "python", self.signature, 32))
+        self.board.records[0].beat()
         self.board.records[0].succeed()
         return self
 
@@ -61,7 +65,7 @@ class Chain:
         self.ready()
         for record in self.board.records[:replicas]:
             engine = PythonEngine(self.model, self.signature)
-            replica = Replica(engine, 3, self.transport, record, max_batch_rows)
+            replica = Replica(engine, 3, self.transport, record, max_batch_rows, quarantine=self.quarantine)
             self._threads.append(threading.Thread(target=self._run, args=(replica,)))
             self._threads[-1].start()
         return self

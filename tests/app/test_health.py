@@ -7,7 +7,10 @@ from serving.store import State
 
 from .conftest import Chain, check_problem
 
-FIELDS = {"id", "pid", "state", "ready", "version", "heartbeat_age_s", "busy_s", "failures", "last_error"}
+FIELDS = {
+    *("id", "pid", "state", "ready", "reason", "version", "generation", "heartbeat_age_s", "busy_s"),
+    *("tasks", "rss_mb", "failures", "crashes", "last_error", "last_death"),
+}
 
 
 @pytest.fixture
@@ -35,6 +38,8 @@ def test_healthz_says_that_the_process_is_up_whatever_the_replicas_do(chain):
 def test_readyz_is_503_before_anything_has_started(chain):
     status, body = ready(chain)
     assert (status, body["status"], body["ready_replicas"], body["model"]) == (503, "not ready", 0, None)
+    # the spare is no replica
+    assert len(body["replicas"]) == 2 and body["spare"] is None
     for id, replica in enumerate(body["replicas"], start=1):
         assert set(replica) == FIELDS
         assert (replica["id"], replica["state"], replica["version"]) == (id, "starting", None)
@@ -84,11 +89,41 @@ def test_readyz_shows_why_a_load_failed(chain, records):
 def test_the_pool_has_failed_when_all_have_and_none_was_ever_ready(chain, records, first, once_ready, status):
     if once_ready:
         records[0].succeed()
-    for record, state in zip(records, (first, State.FAILED), strict=True):
+    for record, state in zip(records, (first, State.FAILED), strict=False):
         record.fail("the file is gone", 60, for_good=state is State.FAILED)
         # and is being tried again
         record.state = State.LOADING
     assert ready(chain)[1]["status"] == status
+
+
+def test_the_spare_is_shown_by_itself(chain, records):
+    records[2].start(pid=4711)
+    records[2].beat()
+    records[2].state = State.SPARE
+    status, body = ready(chain)
+    assert (status, body["ready_replicas"]) == (503, 0)
+    assert (body["spare"]["id"], body["spare"]["pid"], body["spare"]["state"]) == (3, 4711, "spare")
+    assert [replica["id"] for replica in body["replicas"]] == [1, 2]
+
+
+def test_a_spare_that_took_a_post_is_a_replica_and_the_dead_one_is_shown_no_more(chain, records):
+    records[2].post = 1
+    records[2].beat()
+    records[2].succeed()
+    records[0].last_death = "was killed by signal 9 (SIGKILL)"
+    records[0].retire()
+    status, body = ready(chain)
+    assert (status, body["ready_replicas"], body["spare"]) == (200, 1, None)
+    assert [replica["id"] for replica in body["replicas"]] == [2, 3]
+
+
+def test_readyz_shows_how_the_last_process_of_a_place_died(chain, records):
+    records[0].succeed()
+    records[0].last_death = "was killed by signal 9 (SIGKILL), out of memory at 700 MiB"
+    records[0].crash(1)
+    replica = ready(chain)[1]["replicas"][0]
+    assert (replica["state"], replica["crashes"]) == ("paused", 1)
+    assert replica["last_death"] == "was killed by signal 9 (SIGKILL), out of memory at 700 MiB"
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])

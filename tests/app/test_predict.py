@@ -8,8 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from serving.transport import MemoryTransport
-from serving.wire import decode_task
+from serving.errors import ReplicaCrashed
+from serving.quarantine import digest
+from serving.store import State
+from serving.task import Reply
+from serving.transport import MemoryTransport, Ticket
+from serving.wire import decode_task, encode_reply
 
 from .conftest import DOORS, Chain, Double, check_problem
 
@@ -58,8 +62,8 @@ REFUSED = [
     (GOOD, {}, {"CONTENT_LENGTH": "50"}, 400, "bad_body", "ends after 13 of 50 bytes"),
     (b'{"instances": [[1], [2], [3], [4]]}', {}, {}, 413, "too_large", "4 rows and the limit is 3: max_request_rows"),
     (GOOD + b" " * 4096, {}, {}, 413, "too_large", "4109 bytes and the limit is 4096: max_body_bytes"),
-    (long(800), {}, {}, 413, "too_large", "a slot holds 2048"),
-    (long(400), {}, {}, 500, "reply_too_large", "a block holds 1024"),
+    (long(800), {}, {}, 413, "too_large", "the limit is 2048: max_frame_bytes"),
+    (long(400), {}, {}, 500, "reply_too_large", "a block of the cache holds 1024"),
     (GOOD, {"Content_Encoding": "gzip"}, {}, 415, "media_type", "Content-Encoding is 'gzip'"),
     (GOOD, {"X_Request_Timeout_Ms": "soon"}, {}, 400, "bad_request", "X-Request-Timeout-Ms is 'soon'"),
     (GOOD, {"X_Request_Timeout_Ms": "0"}, {}, 400, "bad_request", "expected a whole number of milliseconds"),
@@ -133,26 +137,42 @@ def test_two_requests_at_once_with_the_same_id_get_their_own_answers(make_chain)
     assert [answer["sum"] for answer in answers] == [1.0, 2.0]
 
 
+class Kept(MemoryTransport):
+    """Keeps what was offered."""
+
+    def __init__(self):
+        super().__init__()
+        self.frames = []
+
+    def offer(self, ticket, frame):
+        self.frames.append(frame)
+        super().offer(ticket, frame)
+
+    @property
+    def tasks(self):
+        return [decode_task(frame) for frame in self.frames]
+
+
 @pytest.mark.parametrize(("header", "limit_ms"), [(None, 40), ("20", 20), ("60000", 40), ("999999999", 40)])
 def test_the_timeout_header_lowers_the_deadline_and_never_raises_it(make_chain, header, limit_ms):
-    chain = make_chain(deadline_ms=40).ready()
+    chain = make_chain(transport=Kept(), deadline_ms=40).ready()
     before = time.monotonic()
     check_problem(chain.post(GOOD, **({"X_Request_Timeout_Ms": header} if header else {})), 504, "deadline")
-    task = decode_task(chain.transport.take(0, lambda frame: True)[0])
+    (task,) = chain.transport.tasks
     # it counts from the arrival, which is between before and offered
     assert before + limit_ms / 1000 <= task.deadline <= task.offered + limit_ms / 1000
 
 
 def test_the_deadline_counts_from_when_nginx_passed_the_request_on(make_chain):
-    chain = make_chain(deadline_ms=5000).ready()
+    chain = make_chain(transport=Kept(), deadline_ms=5000).ready()
     check_problem(
         chain.post(GOOD, environ={"PASSED_ON": f"{time.time() - 6:.3f}"}), 504, "deadline", "no thread was free"
     )
-    assert not chain.transport.take(0, lambda frame: True)
+    assert not chain.transport.tasks
     before = time.monotonic()
     environ = {"PASSED_ON": f"{time.time() - 4.9:.3f}"}
     check_problem(chain.post(GOOD, environ=environ), 504, "deadline", "no reply came")
-    task = decode_task(chain.transport.take(0, lambda frame: True)[0])
+    (task,) = chain.transport.tasks
     assert task.deadline < before + 0.2
 
 
@@ -172,12 +192,144 @@ def test_a_reply_that_comes_too_late_is_not_given_to_the_next_request(make_chain
     assert chain.post(b'{"x": [2]}').json["sum"] == 2.0
 
 
+def wait(chain, rows, seat=60):
+    """A request of another thread waits."""
+    chain.transport.offer(Ticket(bytes([seat]) * 16, rows, seat), b"another")
+
+
 def test_a_full_queue_is_refused_at_once_and_says_when_to_come_back(make_chain):
     chain = make_chain(transport=MemoryTransport(slots=1)).ready()
-    chain.transport.offer(b"another", 7)
+    wait(chain, 1)
     response = chain.post(GOOD)
     check_problem(response, 503, "queue_full", "all 1 slots of the queue are taken")
     assert response.headers["Retry-After"] == "1"
+    assert chain.transport.waiting_rows() == 1
+
+
+@pytest.mark.parametrize(("rows", "retry_after"), [(1, "1"), (31, "2"), (95, "5")])
+def test_a_full_queue_is_half_empty_when_it_says_to_come_back(make_chain, rows, retry_after):
+    chain = make_chain(transport=MemoryTransport(slots=1), deadline_ms=60_000).ready()
+    chain.board.records[0].row_s = 0.1
+    wait(chain, rows)
+    response = chain.post(GOOD)
+    check_problem(response, 503, "queue_full")
+    assert response.headers["Retry-After"] == retry_after
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_what_would_come_too_late_is_refused_at_once_and_says_when_to_come_back(make_chain, door):
+    chain = make_chain(transport=Kept(), deadline_ms=5000).ready()
+    chain.board.records[0].overhead_s, chain.board.records[0].row_s = 1.0, 0.1
+    # three batches of 32, and the rows
+    wait(chain, 80)
+    chain.transport.frames.clear()
+    response = chain.post(GOOD, door)
+    check_problem(response, 503, "overloaded", "what waits takes 11100 ms and the deadline leaves ")
+    assert response.headers["Retry-After"] == "6"
+    assert chain.transport.frames == []
+
+
+def test_the_rows_of_a_request_count_themselves(make_chain):
+    chain = make_chain(transport=Kept(), deadline_ms=1000).ready()
+    wait(chain, 1)
+    chain.transport.frames.clear()
+    chain.board.records[0].row_s = 0.3
+    check_problem(chain.post(b'{"instances": [[1], [2], [3]]}'), 503, "overloaded", "what waits takes 1200 ms")
+    assert chain.transport.frames == []
+    check_problem(chain.post(GOOD, X_Request_Timeout_Ms="1"), 503, "overloaded", "what waits takes 600 ms")
+    check_problem(chain.post(GOOD, X_Request_Timeout_Ms="800"), 504, "deadline")
+
+
+def test_where_nobody_waits_it_is_tried_in_any_case(make_chain):
+    # only that tells that the model is faster again
+    chain = make_chain(deadline_ms=40).ready()
+    chain.board.records[0].row_s = 100.0
+    check_problem(chain.post(GOOD), 504, "deadline")
+
+
+def test_nobody_is_refused_for_being_late_when_that_is_switched_off(make_chain):
+    chain = make_chain(deadline_ms=40, refuse_late=False).ready()
+    wait(chain, 1)
+    chain.board.records[0].row_s = 100.0
+    check_problem(chain.post(GOOD), 504, "deadline")
+
+
+def test_nobody_is_refused_for_being_late_while_nobody_knows_the_pace(make_chain):
+    chain = make_chain(deadline_ms=40).ready()
+    wait(chain, 1)
+    chain.board.records[0].row_s = 100.0
+    chain.board.records[0].state = State.LOADING
+    check_problem(chain.post(GOOD), 504, "deadline")
+
+
+def test_waiting_for_replicas_that_all_failed_to_load_is_refused_at_once(make_chain):
+    chain = make_chain().ready()
+    for record in chain.board.posts():
+        record.fail("the file is gone", 60)
+    response = chain.post(GOOD)
+    check_problem(response, 503, "model_loading", "/readyz shows how far they are, and why not")
+    assert response.headers["Retry-After"] == "2"
+    # one that loads, or will before the deadline, is worth waiting for
+    chain.board.records[1].not_before = time.monotonic()
+    check_problem(chain.post(GOOD, X_Request_Timeout_Ms="1"), 504, "deadline")
+    chain.board.records[1].not_before = time.monotonic() + 60
+    chain.board.records[1].state = State.LOADING
+    check_problem(chain.post(GOOD, X_Request_Timeout_Ms="1"), 504, "deadline")
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_an_input_that_killed_its_processes_is_refused_at_the_door(make_chain, door):
+    chain = make_chain(transport=Kept()).ready()
+    chain.post(GOOD, X_Request_Timeout_Ms="1")
+    chain.quarantine.refuse(digest(chain.transport.frames.pop()))
+    response = chain.post(GOOD, door)
+    check_problem(response, 500, "replica_crashed", "is refused for now (quarantine_s)")
+    assert 50 < int(response.headers["Retry-After"]) <= 60
+    assert chain.transport.frames == []
+    # another input is not
+    check_problem(chain.post(b'{"x": [3]}', X_Request_Timeout_Ms="20"), 504, "deadline")
+
+
+def test_a_suspect_is_offered_as_one_that_is_predicted_alone(make_chain):
+    chain = make_chain(transport=Kept()).ready()
+    chain.post(GOOD, X_Request_Timeout_Ms="1")
+    frame = chain.transport.frames[0]
+    chain.quarantine.suspect(digest(frame))
+    chain.serve()
+    assert chain.post(GOOD).status_code == 200
+    # and did no harm
+    assert chain.quarantine.admit(frame) is False
+
+
+def test_an_input_that_was_being_predicted_when_its_thread_left_is_remembered(make_chain):
+    chain = make_chain(model := Gate()).serve()
+    check_problem(chain.post(GOOD, X_Request_Timeout_Ms="200"), 504, "deadline")
+    held = [ticket for _, ticket, busy in chain.transport._held[0].tickets() if busy]
+    assert [chain.quarantine.kept(ticket.uuid) is not None for ticket in held] == [True]
+    model.open.set()
+
+
+def test_an_input_that_was_only_queued_when_its_thread_left_is_not(make_chain):
+    chain = make_chain(transport=Kept()).ready()
+    check_problem(chain.post(GOOD, X_Request_Timeout_Ms="20"), 504, "deadline")
+    assert chain.quarantine.kept(chain.transport.tasks[0].uuid) is None
+
+
+class Crashed(MemoryTransport):
+    """Its replica dies of whatever it is given, and another gives the verdict."""
+
+    def offer(self, ticket, frame):
+        super().offer(ticket, frame)
+        error = ReplicaCrashed("the process that predicted it died; 2 attempts were made")
+        for _ in range(2):
+            self.begin(self.take(0, 1))
+            with self.locked():
+                self.recover(1, lambda ticket, frame: encode_reply(Reply(ticket.uuid, 0, error=error)))
+
+
+def test_an_input_that_crashes_its_process_is_told_so(make_chain):
+    chain = make_chain(transport=Crashed()).ready()
+    check_problem(chain.post(GOOD), 500, "replica_crashed", "2 attempts were made")
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -199,7 +351,7 @@ def test_what_a_model_raised_is_in_the_log_under_the_request_id_and_not_in_the_a
 
 
 class Broken(MemoryTransport):
-    def offer(self, frame, seat):
+    def offer(self, ticket, frame):
         raise RuntimeError("the secret is 42")
 
 

@@ -1,86 +1,30 @@
-"""The replica, step by step over MemoryTransport, and its life from load to stop."""
+"""The replica, step by step over MemoryTransport, and what it does with a folder."""
 
-import signal
 import sys
-import threading
 import time
-import uuid
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from mules import replica as replicas
-from mules.replica import Replica, Stop
+from mules.canary import Canary
 from serving.errors import DeadlineExceeded, EngineError, ModelError, ReplyTooLarge
-from serving.settings import Settings
-from serving.signature import Signature, TensorSpec
-from serving.store import Board, State
-from serving.task import Task
+from serving.quarantine import Quarantine, digest
+from serving.signature import TensorSpec
+from serving.store import Board
 from serving.transport import MemoryTransport
-from serving.wire import decode_reply, encode_task
+from tests.serving.memory_notes import MemoryNotes
 
-SETTINGS = Settings.read(Path(__file__).parents[2] / "uwsgi.ini", {})
-SIGNATURE = Signature((TensorSpec("x", "float32", (-1,)),), (TensorSpec("y", "float32", (-1,)),))
-
-
-class Engine:
-    """Gives twice its input, raises where it holds a 13, and keeps what it was given."""
-
-    signature = SIGNATURE
-    max_batch_rows = None
-
-    def __init__(self, outputs=None):
-        self.seen = []
-        self.outputs = outputs
-
-    def predict(self, inputs):
-        self.seen.append(inputs["x"].tolist())
-        if (inputs["x"] == 13).any():
-            raise ValueError("the secret is 42")
-        return {"y": inputs["x"] * 2} if self.outputs is None else self.outputs
-
-
-class Bench:
-    """A replica between a queue and replies, and one client of it."""
-
-    def __init__(self, engine=None, transport=None, max_batch_rows=4, batch_wait_ms=0):
-        self.engine = engine or Engine()
-        self.transport = transport or MemoryTransport()
-        self.record = Board(1, 3, 5).records[0]
-        self.replica = Replica(self.engine, 7, self.transport, self.record, max_batch_rows, batch_wait_ms)
-
-    def offer(self, *rows, left_s=60.0, id="a-1"):
-        """Put rows on the queue.  Returns the uuid of the task."""
-        uuid_, now = uuid.uuid4().bytes, time.monotonic()
-        seat = self.transport.seat()
-        task = Task(uuid_, id, seat, now, now + left_s, len(rows), {"x": np.array(rows, np.float32)})
-        self.transport.offer(encode_task(task), seat)
-        return uuid_
-
-    def reply(self, uuid_):
-        """The reply that is there, or DeadlineExceeded."""
-        return decode_reply(self.transport.await_reply(uuid_, self.transport.seat(), time.monotonic()))
-
-    def outputs(self, uuid_):
-        reply = self.reply(uuid_)
-        assert reply.error is None and reply.uuid == uuid_
-        return reply.outputs["y"].tolist()
-
-    def error(self, uuid_):
-        reply = self.reply(uuid_)
-        assert reply.outputs == {}
-        return reply.error
+from .bench import MODEL, SETTINGS, Bench, Engine
 
 
 def test_a_step_with_nothing_queued_takes_nothing_and_says_that_the_replica_lives():
     bench = Bench()
     bench.record.succeed()
     assert bench.replica.step(0) == 0
-    assert bench.record.status(1, time.monotonic(), 3, 5).ready
+    assert bench.ready()
     assert bench.engine.seen == []
 
 
@@ -226,13 +170,13 @@ def test_a_reply_that_is_too_large_is_answered_as_such_and_the_others_of_its_bat
 )
 def test_a_batch_waits_to_be_filled_when_it_is_told_to(clock, batch_wait_ms, max_batch_rows, seen):
     class Trickle(MemoryTransport):
-        """A frame comes after each that was taken; with the third the wait is over."""
+        """A task comes after each that was taken; with the third the wait is over."""
 
-        def take(self, wait_s, full):
-            frames = super().take(wait_s, full)
+        def take(self, wait_s, max_rows):
+            taken = super().take(wait_s, max_rows)
             clock.ahead_s += 60
             bench.offer([clock.ahead_s / 60 + 1], left_s=1000)
-            return frames
+            return taken
 
     bench = Bench(transport=Trickle(), max_batch_rows=max_batch_rows, batch_wait_ms=batch_wait_ms)
     bench.offer([1], left_s=1000)
@@ -247,10 +191,10 @@ def test_a_full_batch_waits_for_nothing():
     assert bench.outputs(tasks[0]) == [[2], [4]]
 
 
-def test_a_replica_counts_as_ready_while_it_predicts_until_the_deadline_of_its_tasks():
+def test_a_replica_counts_as_ready_while_it_predicts_until_it_counts_as_hung():
     class Observed(Engine):
         def predict(self, inputs):
-            self.seen = [bench.record.status(1, time.monotonic() + age, 3, 5).ready for age in (4, 6)]
+            self.seen = [bench.ready(age) for age in (7, 9)]
             return super().predict(inputs)
 
     bench = Bench(Observed())
@@ -259,22 +203,179 @@ def test_a_replica_counts_as_ready_while_it_predicts_until_the_deadline_of_its_t
     bench.replica.step(0)
     assert bench.engine.seen[:2] == [True, False]
     bench.replica.step(0)
-    assert not bench.record.status(1, time.monotonic() + 4, 3, 5).ready
+    assert not bench.ready(4)
 
 
-MODEL = """
-class Model:
-    inputs = {"x": "float32[2]"}
-    outputs = {"y": "float32[2]"}
-    seen = []
+def test_what_was_answered_is_counted():
+    bench = Bench()
+    bench.record.succeed()
+    for row in range(3):
+        bench.offer([row])
+    bench.replica.step(0)
+    bench.replica.step(0)
+    assert bench.record.tasks == 3
 
-    def __init__(self, path):
+
+def test_a_predict_is_timed_from_outside_whatever_becomes_of_it():
+    calls = []
+
+    class Timed(Engine):
+        def predict(self, inputs):
+            calls.append("predict")
+            return super().predict(inputs)
+
+    bench = Bench(Timed(), end_by=calls.append, predict_timeout_s=10)
+    bench.offer([1])
+    bench.replica.step(0)
+    assert calls == [10, "predict", 0]
+    bench.offer([13])
+    bench.replica.step(0)
+    assert calls == [10, "predict", 0] * 2
+    bench.replica.step(0)
+    assert len(calls) == 6
+
+
+def test_while_it_is_predicted_a_task_is_held_as_such_and_then_no_more():
+    class Looking(Engine):
+        def predict(self, inputs):
+            self.held = [(ticket.attempts, busy) for _, ticket, busy in bench.transport._held[0].tickets()]
+            return super().predict(inputs)
+
+    bench = Bench(Looking())
+    bench.offer([1])
+    bench.offer([2])
+    bench.replica.step(0)
+    assert bench.engine.held == [(1, True), (1, True)]
+    assert [*bench.transport._held[0].tickets()] == []
+    # one that raises, and is answered with its error
+    bench.offer([13])
+    bench.replica.step(0)
+    assert [*bench.transport._held[0].tickets()] == []
+
+
+def test_a_batch_that_raised_is_not_predicted_again_when_its_attempts_are_used_up():
+    bench = Bench(transport=MemoryTransport(max_attempts=1))
+    tasks = [bench.offer([1]), bench.offer([13])]
+    bench.replica.step(0)
+    assert bench.engine.seen == [[[1], [13]]]
+    assert [type(bench.error(task)) for task in tasks] == [EngineError, EngineError]
+
+
+def test_a_task_that_must_be_predicted_alone_is_and_clears_itself():
+    notes = MemoryNotes()
+    quarantine = Quarantine(notes, 60, 10)
+    bench = Bench(quarantine=quarantine, batch_wait_ms=3_600_000)
+    suspect, other = bench.offer([1]), bench.offer([2])
+    # it was predicted by one that died
+    dead = bench.transport.take(0, 1)
+    bench.transport.begin(dead)
+    frame = dead[0].frame
+    with bench.transport.locked():
+        bench.transport.recover(1, None)
+    quarantine.suspect(digest(frame))
+    bench.replica.step(0)
+    assert bench.engine.seen == [[[1]]]
+    assert bench.outputs(suspect) == [[2]]
+    assert quarantine.admit(frame) is False
+    bench.replica._batch_wait_s = 0
+    bench.replica.step(0)
+    assert bench.outputs(other) == [[4]]
+
+
+def test_suspects_that_came_together_with_others_are_predicted_alone_after_them():
+    bench = Bench()
+    tasks = [bench.offer([1]), bench.offer([2], alone=True), bench.offer([3]), bench.offer([4], alone=True)]
+    while bench.replica.step(0):
         pass
+    assert [[2]] in bench.engine.seen and [[4]] in bench.engine.seen
+    assert [bench.outputs(task) for task in tasks] == [[[2]], [[4]], [[6]], [[8]]]
 
-    def predict(self, inputs):
-        self.seen.append(inputs["x"].tolist())
-        return {"y": inputs["x"]}
-"""
+
+def test_a_suspect_that_raises_has_done_no_harm():
+    quarantine = Quarantine(MemoryNotes(), 60, 10)
+    bench = Bench(quarantine=quarantine)
+    task = bench.offer([13])
+    dead = bench.transport.take(0, 1)
+    bench.transport.begin(dead)
+    with bench.transport.locked():
+        bench.transport.recover(1, None)
+    quarantine.suspect(digest(dead[0].frame))
+    bench.replica.step(0)
+    assert type(bench.error(task)) is EngineError
+    assert quarantine.admit(dead[0].frame) is False
+
+
+def test_the_pace_of_a_replica_is_on_the_board(clock):
+    class Paced(Engine):
+        def predict(self, inputs):
+            clock.ahead_s += 0.5 + 0.25 * len(inputs["x"])
+            return super().predict(inputs)
+
+    bench = Bench(Paced())
+    for rows in (1, 4, 2, 3):
+        bench.offer(*[[1]] * rows, left_s=1000)
+        bench.replica.step(0)
+    assert bench.record.overhead_s == pytest.approx(0.5, abs=0.02)
+    assert bench.record.row_s == pytest.approx(0.25, abs=0.02)
+
+
+def test_an_idle_replica_looks_at_its_canary_now_and_then(clock):
+    calls = []
+    bench = Bench(canary_s=30, end_by=calls.append, predict_timeout_s=10)
+    bench.replica._canary = Canary(bench.engine, {"x": np.array([[3]], np.float32)})
+    bench.replica.warm_up()
+    warm = len(bench.engine.seen)
+    bench.replica.step(0)
+    assert len(bench.engine.seen) == warm
+    clock.ahead_s += 31
+    # one that is busy is well
+    bench.offer([1], left_s=1000)
+    bench.replica.step(0)
+    bench.replica.step(0)
+    assert len(bench.engine.seen) == warm + 1
+    clock.ahead_s += 31
+    bench.replica.step(0)
+    assert bench.engine.seen[warm + 1 :] == [[[3]]]
+    assert calls[-2:] == [10, 0] and not bench.record.busy_since
+    bench.replica.step(0)
+    assert len(bench.engine.seen) == warm + 2
+
+
+@pytest.mark.parametrize(
+    ("outputs", "told"),
+    [
+        ({"y": np.array([[7]], np.float32)}, "output 'y' of the sample differs from the stored answer"),
+        ({"y": np.array([[np.nan]], np.float32)}, "output 'y' of the sample differs from the stored answer"),
+        ({"y": np.array([[7, 7]], np.float64)}, "is float64"),
+        (ValueError("the GPU is gone"), "the canary is wrong: the model raised ValueError: the GPU is gone"),
+        (SystemExit(3), "the canary is wrong: the model raised SystemExit: 3"),
+    ],
+)
+def test_a_replica_whose_canary_is_wrong_is_not_trusted_any_more(clock, outputs, told):
+    class Rotten(Engine):
+        def predict(self, inputs):
+            if isinstance(self.outputs, BaseException):
+                raise self.outputs
+            return super().predict(inputs)
+
+    calls = []
+    bench = Bench(Rotten(), canary_s=30, end_by=calls.append, predict_timeout_s=10)
+    bench.replica._canary = Canary(bench.engine, {"x": np.array([[3]], np.float32)})
+    bench.replica.warm_up()
+    bench.engine.outputs = outputs
+    clock.ahead_s += 31
+    with pytest.raises(EngineError) as raised:
+        bench.replica.step(0)
+    assert told in str(raised.value)
+    assert calls == [10, 0]
+
+
+def test_without_canary_s_nothing_is_predicted_that_nobody_asked_for(clock):
+    bench = Bench(canary_s=0)
+    bench.replica._canary = Canary(bench.engine, {"x": np.array([[3]], np.float32)})
+    clock.ahead_s += 10_000
+    bench.replica.step(0)
+    assert bench.engine.seen == []
 
 
 @pytest.fixture
@@ -291,7 +392,9 @@ def load(folder, record, **settings):
 )
 def test_a_model_is_warmed_up_with_one_row_and_a_full_batch(write, record, files, row):
     load(write(model_py=MODEL, **files), record, max_batch_rows=3)
-    assert sys.modules["model"].Model.seen == [[row], [row] * 3]
+    # each twice: the first predict of a size may compile
+    assert sys.modules["model"].Model.seen == [[row]] * 2 + [[row] * 3] * 2
+    assert record.overhead_s + record.row_s > 0
 
 
 @pytest.mark.parametrize(
@@ -316,6 +419,8 @@ def test_the_lowest_batch_limit_is_the_one_on_the_card(write, record, source, to
     [
         ({"sample_json": '{"x": [1]}'}, ModelError, "sample.json: input 'x': one row has shape [1]"),
         ({"model_toml": '[outputs]\ny = "float32[3]"'}, EngineError, "not float32[3]"),
+        ({"answer_json": '{"y": [0, 1]}'}, EngineError, "output 'y' of the sample differs from answer.json"),
+        ({"answer_json": '{"y": [0]}'}, ModelError, "answer.json: input 'y': one row has shape [1]"),
         ({"model_toml": "[inputs]\n" + "".join(f'i{n} = "int8"\n' for n in range(256))}, ModelError, "255"),
     ],
 )
@@ -324,166 +429,3 @@ def test_a_model_that_does_not_do_what_its_folder_says_is_not_served(write, reco
         load(write(model_py=MODEL, **files), record)
     assert told in str(raised.value)
     assert record.card() is None
-
-
-@pytest.fixture(autouse=True)
-def own_signals():
-    """run() takes the signals over."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    handlers = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, handlers, strict=True):
-        signal.signal(number, handler)
-
-
-class Signalled(MemoryTransport):
-    """Sends signals to this process once a frame was taken."""
-
-    numbers = ()
-
-    def take(self, wait_s, full):
-        frames = super().take(wait_s, full)
-        if frames:
-            for number in self.numbers:
-                signal.raise_signal(number)
-        return frames
-
-
-def run(folder, record, transport=None, **settings):
-    return replicas.run(replace(SETTINGS, **settings), folder, transport or MemoryTransport(), record, pid=4711)
-
-
-def status(record):
-    return record.status(1, time.monotonic(), 3, 5)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_finishes_what_is_held_and_leaves_the_rest(write, record, number):
-    transport = Signalled()
-    transport.numbers = [number]
-    bench = Bench(transport=transport)
-    first, second = bench.offer([1, 2]), bench.offer([3, 4])
-    assert run(write(model_py=MODEL), record, transport, max_batch_rows=1) == 0
-    assert bench.outputs(first) == [[1, 2]]
-    assert len(transport.take(0, lambda frame: False)) == 1
-    with pytest.raises(DeadlineExceeded):
-        bench.reply(second)
-    assert (status(record).pid, record.state) == (4711, State.DRAINING)
-
-
-def test_a_drain_answers_all_that_is_queued_and_waited_for(write, record):
-    transport = Signalled()
-    transport.numbers = [signal.SIGHUP]
-    bench = Bench(transport=transport)
-
-    def client(value):
-        task = bench.offer([value, 0])
-        offered.wait()
-        return decode_reply(transport.await_reply(task, transport.seat(), time.monotonic() + 30)).outputs["y"].tolist()
-
-    offered = threading.Barrier(9, timeout=30)
-    with ThreadPoolExecutor(8) as clients:
-        answers = clients.map(client, range(8))
-        offered.wait()
-        # without an end of its own it would last an hour
-        assert run(write(model_py=MODEL), record, transport, max_batch_rows=1, stop_timeout_s=3600) == 0
-        assert not transport.waiting()
-        assert list(answers) == [[[value, 0]] for value in range(8)]
-    assert record.state is State.DRAINING
-
-
-@pytest.mark.parametrize(("numbers", "stop_timeout_s"), [([signal.SIGHUP], 0), ([signal.SIGHUP, signal.SIGTERM], 60)])
-def test_a_drain_ends_at_its_timeout_or_with_a_stop(write, record, numbers, stop_timeout_s):
-    transport = Signalled()
-    transport.numbers = numbers
-    bench = Bench(transport=transport)
-    # nobody takes the reply away: its seat stays taken
-    bench.offer([1, 2])
-    assert run(write(model_py=MODEL), record, transport, stop_timeout_s=stop_timeout_s) == 0
-    assert transport.waiting()
-
-
-@pytest.mark.parametrize(
-    ("source", "state", "error"),
-    [
-        ("raise RuntimeError('the file is gone')", State.PAUSED, "the file is gone"),
-        ("raise RuntimeError", State.PAUSED, "RuntimeError"),
-        ("model = (", State.PAUSED, "'(' was never closed"),
-        ("import a_module_that_is_not_there", State.PAUSED, "No module named 'a_module_that_is_not_there'"),
-        (MODEL.replace('"y": inputs["x"]', ""), State.PAUSED, "Model.predict returned no y"),
-        # trying again cannot help
-        ("", State.FAILED, "has no class Model"),
-    ],
-)
-def test_a_load_that_fails_is_told_and_ends_the_process(write, record, caplog, source, state, error):
-    before = time.monotonic()
-    assert run(write(model_py=source), record) == 1
-    found = status(record)
-    assert (record.state, found.failures, found.ready) == (state, 1, False)
-    assert error in found.last_error
-    assert before + 1 <= record.not_before <= time.monotonic() + 1
-    assert "replica cannot load" in caplog.text
-
-
-def test_the_last_of_load_attempts_is_a_failure_for_good(write, record):
-    record.fail("once", pause_s=0)
-    record.state = State.PAUSED
-    assert run(write(model_py="raise RuntimeError('twice')"), record, load_attempts=2) == 1
-    assert (record.state, record.failures, record.last_error) == (State.FAILED, 2, "twice")
-
-
-def test_pauses_grow_up_to_a_minute(record):
-    for pause_s in (1, 2, 4, 8, 16, 32, 60, 60):
-        before = time.monotonic()
-        replicas._count_failure(record, SETTINGS, "again")
-        assert before + pause_s <= record.not_before <= time.monotonic() + pause_s
-
-
-def test_a_pause_is_slept_in_short_turns_and_ends_with_a_stop(record):
-    stop, slept = Stop(), []
-
-    def sleep(seconds):
-        slept.append(seconds)
-        stop.now = len(slept) == 3
-
-    record.fail("again", pause_s=60)
-    replicas._pause(record, stop, sleep)
-    assert slept == [replicas.IDLE_S] * 3
-    assert status(record).heartbeat_age_s < 60
-
-
-def test_a_model_that_loads_again_is_ready_and_its_failures_are_forgotten(write, record):
-    record.fail("once", pause_s=0)
-    record.state = State.FAILED
-    transport = Signalled()
-    transport.numbers = [signal.SIGTERM]
-    Bench(transport=transport).offer([1, 2])
-    assert run(write(model_py=MODEL), record, transport) == 0
-    assert record.ever_ready and record.failures == 0
-
-
-def test_a_predecessor_that_died_while_loading_counts_as_a_failure(write, record):
-    # killed, or taken down by its framework: it could not say so itself
-    record.state = State.LOADING
-    main = threading.main_thread().ident
-
-    def stop_when_paused():
-        while record.state is not State.PAUSED:
-            time.sleep(0.001)
-        signal.pthread_kill(main, signal.SIGTERM)
-
-    thread = threading.Thread(target=stop_when_paused, daemon=True)
-    thread.start()
-    assert run(write(model_py=MODEL), record) == 0
-    thread.join()
-    assert (record.state, record.failures) == (State.PAUSED, 1)
-    assert record.last_error == "the process died while it loaded the model"
-
-
-def test_a_predecessor_that_died_while_it_served_does_not(write, record):
-    record.succeed()
-    transport = Signalled()
-    transport.numbers = [signal.SIGTERM]
-    Bench(transport=transport).offer([1, 2])
-    assert run(write(model_py=MODEL), record, transport) == 0
-    assert (record.failures, record.last_error) == (0, "")

@@ -3,7 +3,9 @@
 import hypothesis
 import pytest
 
-pytest.register_assert_rewrite("tests.serving.strategies", "tests.serving.transport_contract")
+pytest.register_assert_rewrite(
+    "tests.serving.strategies", "tests.serving.transport_contract", "tests.serving.quarantine_contract"
+)
 
 # a busy machine is no failure
 hypothesis.settings.register_profile(

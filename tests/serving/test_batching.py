@@ -17,7 +17,7 @@ ROW_SHAPES = array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=3)
 
 def task(inputs, number=0):
     rows = len(next(iter(inputs.values())))
-    return Task(number.to_bytes(16), "", 0, 0.0, 0.0, rows, inputs)
+    return Task(number.to_bytes(16), "", 0.0, 0.0, rows, inputs)
 
 
 @st.composite

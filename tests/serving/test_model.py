@@ -70,7 +70,7 @@ def test_options_come_from_the_version_if_it_has_some_else_from_the_root(find):
 @pytest.mark.parametrize(
     ("toml", "told"),
     [
-        ("nam = 'a'", "'nam' is not one of name, engine, signature, sample, max_batch_rows, inputs, outputs"),
+        ("nam = 'a'", "'nam' is not one of name, engine, signature, sample, answer, max_batch_rows, inputs, outputs"),
         ("name = 3", "name = 3 is not a str"),
         ("max_batch_rows = '3'", "max_batch_rows = '3' is not a int"),
         ("max_batch_rows = true", "max_batch_rows = True is not a int"),
@@ -135,7 +135,7 @@ def test_the_sample_is_the_versions_own_or_that_of_the_root(find, files, expecte
 @pytest.mark.parametrize(
     ("sample", "told"),
     [
-        ("[1]", "sample.json: a sample is one JSON object"),
+        ("[1]", "sample.json: it is one JSON object"),
         ("{", "sample.json: Expecting property name"),
         (b'{"x": "\xff"}', "sample.json: 'utf-8' codec can't decode"),
         ("[" * 100_000, "sample.json: maximum recursion depth exceeded"),
@@ -152,6 +152,38 @@ def test_a_sample_that_is_wrong_is_told(find, sample, told):
 def test_a_sample_that_model_toml_names_must_be_there(find):
     with pytest.raises(ModelError, match=r"says sample = 'a\.json', and there is no such file in .*digits$"):
         find({"model.toml": "sample = 'a.json'", "sample.json": "{}"}).sample_file()
+
+
+def test_without_an_answer_nobody_knows_what_the_model_must_say(find):
+    assert find({"model.py": ""}).answer(XY) is None
+
+
+def test_the_answer_is_one_row_of_outputs(find):
+    signature = Signature((), XY.inputs)
+    answer = find({"answer.json": '{"x": [1, NaN], "y": "four"}', "1/model.py": ""}).answer(signature)
+    assert answer["y"].tolist() == [b"four"]
+    assert answer["x"].shape == (1, 2) and answer["x"].dtype == np.float32
+    named = find({"model.toml": "answer = 'a.json'", "a.json": '{"x": [3, 4], "y": ""}'}).answer(signature)
+    assert named["x"].tolist() == [[3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("[1]", "answer.json: it is one JSON object"),
+        ('{"x": [1, 2]}', "answer.json: the body: 'y' is missing"),
+        ('{"x": [1], "y": ""}', "answer.json: input 'x': one row has shape [1]"),
+    ],
+)
+def test_an_answer_that_is_wrong_is_told(find, answer, told):
+    with pytest.raises(ModelError) as caught:
+        find({"answer.json": answer}).answer(Signature((), XY.inputs))
+    assert told in str(caught.value)
+
+
+def test_an_answer_that_model_toml_names_must_be_there(find):
+    with pytest.raises(ModelError, match=r"says answer = 'a\.json', and there is no such file"):
+        find({"model.toml": "answer = 'a.json'", "model.py": ""}).answer(XY)
 
 
 SPECS = st.lists(

@@ -49,7 +49,8 @@ def test_the_shipped_file_passes_and_every_number_of_it_is_read():
         name = each.name.removeprefix("cache_") if each.name.startswith("cache_") else each.name
         name = name if each.metadata["section"] == "serving" else name.replace("_", "-")
         found = re.search(rf"(^|,){name} ?= ?([^,\n]+)", text, re.MULTILINE)
-        assert str(getattr(settings, each.name)) == found[2]
+        value = getattr(settings, each.name)
+        assert (str(value).lower() if isinstance(value, bool) else str(value)) == found[2]
 
 
 def test_what_serving_leaves_out_has_the_value_of_the_shipped_file(read):
@@ -58,8 +59,9 @@ def test_what_serving_leaves_out_has_the_value_of_the_shipped_file(read):
 
 def test_numbers_that_follow_from_others(read):
     settings = read(threads=4, mules=2, replica_threads=3, queue=2, queue_blocksize=8192, cache_items=13)
-    assert (settings.prediction_workers, settings.seats, settings.threads_per_replica) == (2, 12, 3)
-    assert settings.mapped_bytes == 2 * 8192 + 13 * (262144 + 64 + 88)
+    assert (settings.prediction_workers, settings.seats, settings.threads_per_replica) == (2, 8, 3)
+    assert settings.mule_processes == 3
+    assert settings.mapped_bytes == 2 * 8192 + 8 * settings.max_frame_bytes + 13 * (262144 + 64 + 88)
     assert read(mules=1000).threads_per_replica == 1
     assert read(mules=1).threads_per_replica >= 1
 
@@ -70,10 +72,11 @@ def test_numbers_that_follow_from_others(read):
         *(({name: low - 1}, f"it must be {low} or more") for name, low in LOWS.items()),
         *(({name: -7}, f"it must be {low} or more") for name, low in LOWS.items()),
         ({"log_level": "loud"}, "it is one of debug, info, warning, error"),
-        ({"queue": 1, "queue_blocksize": 1024}, f"it must be {PAGE} or more"),
+        ({"queue": 2, "queue_blocksize": 1024}, f"it must be {PAGE} or more"),
         ({"queue": 3, "queue_blocksize": PAGE + 1}, f"queue x queue-blocksize must be a multiple of .* {PAGE}"),
         ({"queue": 200, "cache_items": 399}, r"at least 2 x queue \(= 200\): replies that come late stay"),
-        ({"cache_items": 192}, "each of the 192 threads .* may have a reply in it"),
+        ({"cache_items": 128}, "each of the 128 prediction threads .* may have a reply in it"),
+        ({"max_attempts": 61}, "60 are the most"),
         ({"batch_wait_ms": 5000}, r"past deadline_ms \(= 5000\)"),
         ({"queue": 513}, r"at least 2 x queue \(= 513\)"),
         ({"mules": 100_000}, "each is a process, and 1024 are the most"),
@@ -83,10 +86,6 @@ def test_numbers_that_follow_from_others(read):
             for value in (5, 0, -1)
         ),
         ({"deadline_ms": 5001, "stop_timeout_s": 6}, r"deadline_ms \(= 5001\)"),
-        ({"queue_blocksize": 1 << 50}, "make the blocks of the larger one"),
-        ({"queue": 1, "queue_blocksize": memory_bytes() // PAGE * PAGE}, "the queue and the cache map up to"),
-        ({"cache_blocksize": 1 << 50}, "the queue and the cache map up to"),
-        ({"cache_blocksize": memory_bytes() // 1024}, "the queue and the cache map up to"),
         ({"max_header_bytes": 64512, "buffer_size": 65535}, "uWSGI takes no more than 65535 bytes"),
         ({"max_header_bytes": 39937}, r"it must hold max_header_bytes \(= 39937\)"),
         ({"buffer_size": 65536}, "and be at most 65535"),
@@ -96,6 +95,10 @@ def test_numbers_that_follow_from_others(read):
             {"max_connections": FILES // 2 + 1},
             f"nginx may need two files for each, and `ulimit -Hn` allows {FILES} in all",
         ),
+        ({"max_frame_bytes": 1 << 50}, "make this one, or how many there are of it, smaller"),
+        ({"max_frame_bytes": memory_bytes() // 128}, "frames, cache and queue map up to"),
+        ({"cache_blocksize": 1 << 50}, "frames, cache and queue map up to"),
+        ({"cache_blocksize": memory_bytes() // 1024}, "frames, cache and queue map up to"),
         ({"listen": BACKLOG + 1}, f"net.core.somaxconn allows {BACKLOG}"),
     ],
 )
@@ -108,11 +111,16 @@ def test_a_value_that_cannot_be_is_refused_and_the_one_that_is_proposed_will_do(
     assert str(getattr(read(**values | {name: proposed}), name)) == proposed
 
 
+def test_more_seats_than_a_ticket_can_name_are_refused(refused):
+    told = r"threads = 40000: \(processes - 1\) x threads \(= 80000\) may be 65536 at the most; 32768 would do"
+    assert re.fullmatch(told, refused(threads=40_000))
+
+
 @pytest.mark.parametrize(
     "values",
     [
         {"deadline_ms": 60_000},
-        {"queue_blocksize": memory_bytes() // PAGE * PAGE, "cache_blocksize": 1 << 50},
+        {"max_frame_bytes": memory_bytes() // 128, "cache_blocksize": 1 << 50},
         {"queue": 1000, "queue_blocksize": 5000, "log_level": "", "processes": 0},
     ],
 )
@@ -134,9 +142,9 @@ def test_several_values_that_cannot_be_are_refused_one_after_the_other(read, ref
         ({"deadline_ms": 7000}, {"stop_timeout_s": 9}),
         (
             {
-                "queue": 1,
+                "queue": 2,
                 "queue_blocksize": PAGE,
-                "cache_items": 3,
+                "cache_items": 4,
                 "cache_blocksize": 4096,
                 "threads": 1,
                 "processes": 2,
@@ -174,7 +182,9 @@ def test_a_value_at_its_limit_is_accepted(read, values, accepted):
         ({"MULES": "-1"}, "mules = -1: it must be 1 or more; 1 would do"),
         ({"WORKERS": "1"}, "processes = 1: it must be 2 or more; 2 would do"),
         ({"THREADS": "many"}, "threads = many: it must be a whole number, for example 8"),
-        ({"QUEUE": ""}, "queue = : it must be a whole number, for example 8"),
+        ({"QUEUE": ""}, "[uwsgi] queue is missing; the shipped uwsgi.ini has it"),
+        ({"SERVING_REFUSE_LATE": "false"}, {"refuse_late": False}),
+        ({"SERVING_REFUSE_LATE": "no"}, "[serving] refuse_late = no: it is true or false; true would do"),
         ({"QUEUE": "1_000"}, "queue = 1_000: it must be a whole number, for example 8"),
         ({"QUEUE": "9" * 5000}, "it must be a whole number, for example 8"),
         ({"SERVING_DEADLINE_MS": "5.5"}, "[serving] deadline_ms = 5.5: it must be a whole number, for example 8"),
@@ -219,6 +229,9 @@ def test_the_environment_overrides_the_file(read, refused, environ, values):
         ("master = true", "master = false", "master = false: .*; true would do"),
         ("keysize=64", "keysize=64,bitmap=1", "cache2 bitmap = 1: it may lose replies; leave it out"),
         ("processes = 3", "processor = 3", "processes is missing"),
+        ("mules = 1", "", "mules = 2: the first line is for the replicas, and a second one, mules = 1, for the spare"),
+        ("mules = 1", "mules = 2", "mules = 2 and 2: the first line is for the replicas"),
+        ("mules = 1", "mules = 1\nmules = 1", "mules = 2 and 1 and 1: the first line is for the replicas"),
     ],
 )
 def test_a_line_that_is_wrong_is_told(refused, line, instead, told):

@@ -14,11 +14,12 @@ from xml.etree import ElementTree
 import pytest
 
 from .ini import shipped
-from .transport_contract import SLOTS, TransportContract
+from .quarantine_contract import QuarantineContract
+from .transport_contract import REPLICAS, SEATS, SLOTS, TransportContract
 
 HERE = Path(__file__).parent
 TESTS = sorted(
-    {name for name in dir(TransportContract) if name.startswith("test_")}
+    {name for contract in (TransportContract, QuarantineContract) for name in dir(contract) if name.startswith("test_")}
     | set(re.findall(r"^def (test_\w+)", (HERE / "uwsgi_contract.py").read_text(), re.MULTILINE))
 )
 PATIENCE_S = 120.0
@@ -48,7 +49,15 @@ def start(run_dir, log):
     values = {"module": "tests.serving.uwsgi_server:application", "queue_blocksize": 4096, "cache_blocksize": 4096}
     (run_dir / "uwsgi.ini").write_text(shipped(**values))
     environ = {key: value for key, value in os.environ.items() if not key.startswith("SERVING_")}
-    numbers = {"MULES": 3, "WORKERS": 2, "THREADS": 16, "QUEUE": SLOTS, "PREDICTION_WORKERS": 1, "CONTROL_WORKER": 2}
+    # one mule more is the spare
+    numbers = {
+        "MULES": REPLICAS - 1,
+        "WORKERS": 2,
+        "THREADS": SEATS,
+        "QUEUE": SLOTS,
+        "PREDICTION_WORKERS": 1,
+        "CONTROL_WORKER": 2,
+    }
     environ |= {key: str(value) for key, value in numbers.items()}
     environ |= {"RUN_DIR": str(run_dir), "REPORT": str(run_dir / "report.xml")}
     command = [Path(sys.executable).with_name("uwsgi"), "--ini", run_dir / "uwsgi.ini"]

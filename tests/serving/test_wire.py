@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from serving.errors import DeadlineExceeded, EngineError, QueueFull, ServingError
 from serving.signature import DTYPES, STRING
 from serving.task import Reply, Task
-from serving.wire import MAX_REQUEST_ID, decode_reply, decode_task, encode_reply, encode_task, peek_rows
+from serving.wire import (
+    MAX_REQUEST_ID,
+    content,
+    decode_reply,
+    decode_task,
+    encode_reply,
+    encode_task,
+    peek_request_id,
+)
 
 from .strategies import LAYOUTS, SHAPES, check_same, tensors
 
@@ -28,27 +36,33 @@ NAMED = st.dictionaries(NAMES, arranged(), max_size=4)
 
 
 def task(inputs, request_id="id", rows=1):
-    return Task(UUID, request_id, 3, 1.5, 2.5, rows, inputs)
+    return Task(UUID, request_id, 1.5, 2.5, rows, inputs)
 
 
 @given(
     st.binary(min_size=16, max_size=16),
     st.text(max_size=63),
-    st.integers(0, 2**16 - 1),
     SECONDS,
     SECONDS,
     st.integers(0, 2**32 - 1),
     NAMED,
 )
-def test_a_task_that_is_encoded_and_decoded_is_the_same(uuid, request_id, seat, offered, deadline, rows, inputs):
-    frame = encode_task(Task(uuid, request_id, seat, offered, deadline, rows, inputs))
+def test_a_task_that_is_encoded_and_decoded_is_the_same(uuid, request_id, offered, deadline, rows, inputs):
+    frame = encode_task(Task(uuid, request_id, offered, deadline, rows, inputs))
     found = decode_task(frame)
-    assert (found.uuid, found.request_id, found.seat) == (uuid, request_id, seat)
+    assert (found.uuid, found.request_id) == (uuid, request_id)
     assert (found.offered, found.deadline, found.rows) == (offered, deadline, rows)
-    assert peek_rows(frame) == rows
+    assert peek_request_id(frame) == request_id
     check_same(found.inputs, inputs)
     # and so does what was decoded, which lies in the frame
     assert encode_task(found) == frame
+
+
+@given(NAMED, st.text(max_size=63), st.text(max_size=63), SECONDS, SECONDS)
+def test_the_same_inputs_have_the_same_content_whatever_their_request_is_called(inputs, one, other, now, later):
+    first = encode_task(Task(UUID, one, now, later, 1, inputs))
+    second = encode_task(Task(bytes(16), other, later, now, 1, inputs))
+    assert content(first) == content(second)
 
 
 @given(

@@ -1,8 +1,9 @@
 """What every transport promises, as tests; test_transport.py and uwsgi_contract.py run them over one each.
 
-A subclass gives the fixture `transport`: an empty one with SLOTS slots, that may play both sides in one process.
+A subclass gives the fixture `transport`: an empty one with SLOTS slots, SEATS seats and REPLICAS replicas, of which
+this process is the first; it may play both sides.
 
-Shapes:   a frame starts with 16 bytes of uuid and 2 of seat.
+Shapes:   a frame starts with its task's uuid.
 Units:    seconds.
 """
 
@@ -13,42 +14,26 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from serving.errors import DeadlineExceeded, FrameTooLarge, QueueFull, ReplyTooLarge
+from serving.transport import Ticket
 
-SLOTS = 8
+SLOTS, SEATS, REPLICAS = 8, 24, 4
 # how long what must come is waited for, and what must not
 PATIENCE_S, BRIEFLY_S = 10.0, 0.05
-
-
-def never(frame):
-    return False
-
-
-def always(frame):
-    return True
-
-
-def after(count):
-    """Full once so many frames were taken."""
-    taken = []
-
-    def full(frame):
-        taken.append(frame)
-        return len(taken) >= count
-
-    return full
+# more rows than there ever are
+ALL = 1 << 20
 
 
 def uuid(number):
     return number.to_bytes(16)
 
 
-def frame(number, seat=0, size=18):
-    return uuid(number) + seat.to_bytes(2) + bytes(size - 18)
+def frame(number, size=16):
+    return uuid(number) + bytes(size - 16)
 
 
-def address(frame):
-    """The uuid and the seat that a reply to a frame goes to."""
-    return frame[:16], int.from_bytes(frame[16:18])
+def at(number, seat=None, rows=1, alone=False):
+    """A ticket; at a seat of its own as long as no more than SEATS are about."""
+    return Ticket(uuid(number), rows, number % SEATS if seat is None else seat, alone=alone)
 
 
 def soon(wait_s=PATIENCE_S):
@@ -61,127 +46,189 @@ def together(*calls):
         return [future.result() for future in [threads.submit(call) for call in calls]]
 
 
-def take_some(transport, full):
-    """Frames, however often the taker is woken for nothing; [] when it was not woken for one."""
-    until = soon()
-    while (left := until - time.monotonic()) > 0:
-        if frames := transport.take(left, full):
-            return frames
-    return []
+def offer(transport, number, **options):
+    """Put a task on the queue.  Returns its ticket."""
+    ticket = at(number, **options)
+    transport.offer(ticket, frame(number))
+    return ticket
 
 
-def offer(transport, frame, seat=None):
-    """Put a frame on the queue, as soon as there is room."""
+def offer_soon(transport, ticket, frame):
+    """Put a task on the queue, as soon as there is room."""
     until = soon()
     while True:
         try:
-            return transport.offer(frame, transport.seat() if seat is None else seat)
+            return transport.offer(ticket, frame)
         except QueueFull:
             assert time.monotonic() < until, "the queue stayed full"
             time.sleep(0.0005)
 
 
-def echo(transport, stopped, limit=never):
+def take(transport, max_rows=ALL):
+    return transport.take(0, max_rows)
+
+
+def take_some(transport, max_rows=ALL):
+    """Tasks, however often the taker is woken for nothing; [] when it was not woken for one."""
+    until = soon()
+    while (left := until - time.monotonic()) > 0:
+        if taken := transport.take(left, max_rows):
+            return taken
+    return []
+
+
+def numbers(taken):
+    """Which tasks they are, once it is sure that each has its own frame."""
+    assert [one.frame[:16] for one in taken] == [one.ticket.uuid for one in taken]
+    return [int.from_bytes(one.ticket.uuid) for one in taken]
+
+
+def leave(transport, ticket):
+    """Its thread waits no longer.  Returns the reply if it is there."""
+    # whoever leaves has a seat
+    transport.seat()
+    try:
+        return transport.await_reply(ticket, soon(0))
+    except DeadlineExceeded:
+        return None
+
+
+def finish(transport, taken):
+    """Drop what was taken, as if the threads had left."""
+    for one in taken:
+        leave(transport, one.ticket)
+        transport.drop(one)
+
+
+def echo(transport, stopped, max_rows=ALL):
     """A replica whose replies are the frames."""
     while not stopped.is_set():
-        for frame in transport.take(BRIEFLY_S, limit):
-            transport.publish(*address(frame), frame)
+        for one in transport.take(BRIEFLY_S, max_rows):
+            transport.publish(one, one.frame)
 
 
-def ask(transport, numbers):
+def ask(transport, tasks):
     """One task after the other from one thread, each answered with its own frame."""
     seat = transport.seat()
-    for number in numbers:
-        asked = frame(number, seat, 18 + number % 1000)
-        offer(transport, asked, seat)
-        assert transport.await_reply(uuid(number), seat, soon()) == asked
+    for number in tasks:
+        ticket, asked = at(number, seat), frame(number, 16 + number % 1000)
+        offer_soon(transport, ticket, asked)
+        assert transport.await_reply(ticket, soon()) == asked
+
+
+def die(transport, id, heir):
+    """Replica id dies, and this process is another from now on, which recovers what it held."""
+    transport.start_replica(heir)
+    return recover(transport, id)
+
+
+def recover(transport, id):
+    with transport.locked():
+        return transport.recover(id, lambda ticket, frame: b"guilty" + frame)
 
 
 class TransportContract:
     # ---- the queue
 
-    def test_frames_are_taken_in_the_order_in_which_they_were_offered(self, transport):
-        frames = [frame(number) for number in range(SLOTS)]
-        for each in frames:
-            transport.offer(each, transport.seat())
-        assert transport.take(0, never) == frames
+    def test_tasks_are_taken_in_the_order_in_which_they_were_offered(self, transport):
+        tickets = [offer(transport, number) for number in range(SLOTS)]
+        taken = take(transport)
+        assert [one.ticket for one in taken] == tickets
+        assert numbers(taken) == [*range(SLOTS)]
 
     def test_a_frame_comes_as_it_was_offered(self, transport):
-        frames = [b"\0" * 40, b"\xff" * 40, bytes(range(256)), b"a"]
-        for each in frames:
-            transport.offer(each, transport.seat())
-            assert transport.take(0, never) == [each]
+        for number, sent in enumerate([b"\0" * 40, b"\xff" * 40, bytes(range(256)), b"a", b""]):
+            transport.offer(at(number, seat=number % 2), sent)
+            (one,) = take(transport)
+            assert one.frame == sent
+            finish(transport, [one])
 
     def test_take_gives_nothing_when_nothing_comes(self, transport):
-        assert transport.take(0, never) == []
-        assert transport.take(BRIEFLY_S, never) == []
-        transport.offer(frame(1), transport.seat())
-        assert transport.take(0, never) == [frame(1)]
-        assert transport.take(0, never) == []
-        assert transport.take(BRIEFLY_S, never) == []
+        assert take(transport) == []
+        assert transport.take(BRIEFLY_S, ALL) == []
+        offer(transport, 1)
+        assert numbers(take(transport)) == [1]
+        assert take(transport) == []
+        assert transport.take(BRIEFLY_S, ALL) == []
 
-    def test_a_taker_that_sleeps_wakes_for_a_frame(self, transport):
+    def test_a_taker_that_sleeps_wakes_for_a_task(self, transport):
         def offer_later(number):
             time.sleep(BRIEFLY_S)
-            transport.offer(frame(number), transport.seat())
+            offer(transport, number)
 
         for number in range(3):
-            taken, _ = together(lambda: take_some(transport, never), lambda number=number: offer_later(number))
-            assert taken == [frame(number)]
+            taken, _ = together(lambda: take_some(transport), lambda number=number: offer_later(number))
+            assert numbers(taken) == [number]
 
-    def test_each_frame_goes_to_one_taker(self, transport):
-        offered = [[frame(number) for number in range(first, first + 200)] for first in (0, 1000, 2000)]
-        left = set().union(*offered)
+    def test_each_task_goes_to_one_taker(self, transport):
+        # three that offer, each with seats of its own
+        firsts, count, seats = (0, 1000, 2000), 200, SEATS // 3
+        left = {number for first in firsts for number in range(first, first + count)}
+        free = [threading.Semaphore(1) for _ in range(SEATS)]
 
-        def offer_all(frames):
-            for each in frames:
-                offer(transport, each)
+        def offer_all(row, first):
+            for number in range(first, first + count):
+                ticket = at(number, seat=row * seats + number % seats)
+                assert free[ticket.seat].acquire(timeout=PATIENCE_S)
+                offer_soon(transport, ticket, frame(number))
 
-        def take_all(full):
+        def take_all(max_rows):
             own, until = [], soon()
             while left and time.monotonic() < until:
-                found = transport.take(BRIEFLY_S, full)
-                own += found
-                left.difference_update(found)
+                taken = transport.take(BRIEFLY_S, max_rows)
+                own += numbers(taken)
+                finish(transport, taken)
+                left.difference_update(numbers(taken))
+                for one in taken:
+                    free[one.ticket.seat].release()
             return own
 
         *taken, _, _, _ = together(
-            *(lambda full=full: take_all(full) for full in (never, always, lambda frame: frame[15] % 3)),
-            *(lambda frames=frames: offer_all(frames) for frames in offered),
+            *(lambda max_rows=max_rows: take_all(max_rows) for max_rows in (ALL, 1, 3)),
+            *(lambda row=row, first=first: offer_all(row, first) for row, first in enumerate(firsts)),
         )
-        assert sorted(each for own in taken for each in own) == sorted(each for frames in offered for each in frames)
-        # and whoever takes, takes the older frame of two first
+        assert sorted(number for own in taken for number in own) == [
+            number for first in firsts for number in range(first, first + count)
+        ]
+        # and whoever takes, takes the older one of two first
         for own in taken:
-            for frames in offered:
-                of_one = [each for each in own if each in frames]
+            for first in firsts:
+                of_one = [number for number in own if first <= number < first + count]
                 assert of_one == sorted(of_one)
 
-    def test_take_stops_when_it_is_told_and_leaves_the_rest(self, transport):
-        frames = [frame(number) for number in range(5)]
-        for each in frames:
-            transport.offer(each, transport.seat())
-        assert transport.take(0, after(2)) == frames[:2]
-        assert transport.take(0, always) == frames[2:3]
-        assert transport.take(0, after(9)) == frames[3:]
+    def test_take_counts_rows_and_leaves_the_rest(self, transport):
+        for number, rows in enumerate([1, 1, 3, 1, 9, 1]):
+            offer(transport, number, rows=rows)
+        assert numbers(take(transport, 2)) == [0, 1]
+        # the one that makes it full comes whole
+        assert numbers(take(transport, 2)) == [2]
+        assert numbers(take(transport, 2)) == [3, 4]
+        assert numbers(take(transport, 2)) == [5]
 
-    def test_full_is_told_of_each_frame_that_was_taken_once(self, transport):
-        frames, told = [frame(number) for number in range(3)], []
-        for each in frames:
-            transport.offer(each, transport.seat())
-        assert transport.take(0, told.append) == frames
-        assert told == frames
+    def test_no_more_is_taken_than_can_be_written_down(self, transport):
+        places = transport._held[0]._places
+        held, number = [], 0
+        while len(held) < places:
+            offer(transport, number, seat=number % SEATS)
+            number += 1
+            held += take(transport)
+            # its seat is needed for the next
+            leave(transport, held[-1].ticket)
+        offer(transport, number)
+        assert take(transport) == []
+        transport.drop(held.pop())
+        assert numbers(take(transport)) == [number]
 
     def test_what_a_taker_leaves_wakes_another(self, transport):
-        frames = [frame(number) for number in range(SLOTS)]
-
-        def offer_all():
+        def offer_all(first):
             time.sleep(BRIEFLY_S)
-            for each in frames:
-                transport.offer(each, transport.seat())
+            for number in range(first, first + SLOTS):
+                offer(transport, number, seat=number % SLOTS)
 
-        for _ in range(5):
-            *taken, _ = together(*[lambda: take_some(transport, always)] * SLOTS, offer_all)
-            assert sorted(taken) == [[each] for each in frames]
+        for first in range(0, 5 * SLOTS, SLOTS):
+            *taken, _ = together(*[lambda: take_some(transport, 1)] * SLOTS, lambda first=first: offer_all(first))
+            assert sorted(map(numbers, taken)) == [[number] for number in range(first, first + SLOTS)]
+            finish(transport, [one for own in taken for one in own])
 
     def test_offer_refuses_when_no_slot_is_free_and_loses_nothing(self, transport):
         queued, number = [], 0
@@ -189,116 +236,145 @@ class TransportContract:
         for count in [*range(1, SLOTS + 1)] * 3:
             while len(queued) < SLOTS:
                 number += 1
-                transport.offer(frame(number), transport.seat())
-                queued.append(frame(number))
+                offer(transport, number)
+                queued.append(number)
             for _ in range(2):
                 with pytest.raises(QueueFull):
-                    transport.offer(frame(0), transport.seat())
-            assert transport.take(0, after(count)) == queued[:count]
+                    offer(transport, number + 1)
+            taken = take(transport, count)
+            assert numbers(taken) == queued[:count]
+            finish(transport, taken)
             del queued[:count]
-        assert transport.take(0, never) == queued
+        assert numbers(take(transport)) == queued
 
     def test_of_many_that_offer_at_once_only_as_many_as_there_are_slots_succeed(self, transport):
         def offer_all(first):
             accepted = []
-            for number in range(first, first + SLOTS):
+            for number in range(first, first + SEATS // 3):
                 try:
-                    transport.offer(frame(number), transport.seat())
-                    accepted.append(frame(number))
+                    offer(transport, number)
+                    accepted.append(number)
                 except QueueFull:
                     pass
             return accepted
 
         for _ in range(5):
-            accepted = together(*(lambda first=first: offer_all(first) for first in (0, 100, 200)))
-            taken = transport.take(0, never)
+            firsts = range(0, SEATS, SEATS // 3)
+            accepted = together(*(lambda first=first: offer_all(first) for first in firsts))
+            taken = take(transport)
             assert len(taken) == SLOTS
-            assert sorted(taken) == sorted(each for own in accepted for each in own)
+            assert sorted(numbers(taken)) == sorted(number for own in accepted for number in own)
+            assert transport.waiting_rows() == SLOTS
+            finish(transport, taken)
 
-    def test_a_frame_may_be_as_large_as_a_slot_and_no_larger(self, transport):
+    def test_a_frame_may_be_as_large_as_its_seat_and_no_larger(self, transport):
         limit = transport.max_frame_bytes
-        with pytest.raises(FrameTooLarge, match=rf"{limit + 1} .* {limit}"):
-            transport.offer(b"x" * (limit + 1), transport.seat())
-        assert transport.take(0, never) == [] and not transport.waiting()
-        # in each slot, with full ones beside it
-        frames = [bytes([number]) * limit for number in range(SLOTS)]
-        for each in frames:
-            transport.offer(each, transport.seat())
-        assert transport.take(0, never) == frames
+        with pytest.raises(FrameTooLarge, match=rf"{limit + 1} .* {limit}: max_frame_bytes"):
+            transport.offer(at(1), b"x" * (limit + 1))
+        assert take(transport) == [] and not transport.waiting()
+        # at each seat, with full ones beside it
+        for number in range(SLOTS):
+            transport.offer(at(number), bytes([number]) * limit)
+        assert [one.frame for one in take(transport)] == [bytes([number]) * limit for number in range(SLOTS)]
+
+    def test_what_nobody_waits_for_any_more_is_not_taken(self, transport):
+        tickets = [offer(transport, number) for number in range(4)]
+        leave(transport, tickets[1])
+        leave(transport, tickets[3])
+        # the next at its seat
+        offer(transport, 5, seat=tickets[3].seat)
+        assert numbers(take(transport)) == [0, 2, 5]
+
+    def test_the_slots_of_those_who_left_are_free_again_once_somebody_takes(self, transport):
+        for number in range(SLOTS):
+            leave(transport, offer(transport, number))
+        with pytest.raises(QueueFull):
+            offer(transport, SLOTS)
+        assert take(transport) == []
+        offer(transport, SLOTS)
+        assert numbers(take(transport)) == [SLOTS]
 
     # ---- the replies
 
     def test_a_reply_that_is_there_before_it_is_awaited_is_not_missed(self, transport):
         seat = transport.seat()
         for number in range(3):
-            transport.offer(frame(number, seat), seat)
-            transport.take(0, never)
-            transport.publish(uuid(number), seat, b"reply %d" % number)
-            assert transport.await_reply(uuid(number), seat, soon()) == b"reply %d" % number
+            ticket = offer(transport, number, seat=seat)
+            transport.publish(*take(transport), b"reply %d" % number)
+            assert transport.await_reply(ticket, soon()) == b"reply %d" % number
 
     def test_each_thread_gets_the_reply_of_its_own_uuid(self, transport):
         def call(number):
-            seat = transport.seat()
-            transport.offer(frame(number, seat), seat)
-            return transport.await_reply(uuid(number), seat, soon())
+            return transport.await_reply(offer(transport, number, seat=transport.seat()), soon())
 
         def answer():
-            frames = []
-            while len(frames) < 4:
-                frames += take_some(transport, never)
-            for each in sorted(frames, reverse=True):
-                transport.publish(*address(each), each[:16])
+            taken = []
+            while len(taken) < 4:
+                taken += take_some(transport)
+            for one in sorted(taken, key=lambda one: one.frame, reverse=True):
+                transport.publish(one, one.frame)
 
         *replies, _ = together(*(lambda number=number: call(number) for number in range(4)), answer)
-        assert replies == [uuid(number) for number in range(4)]
+        assert replies == [frame(number) for number in range(4)]
 
     def test_without_a_reply_the_deadline_ends_the_wait(self, transport):
         seat = transport.seat()
-        for deadline in (soon(BRIEFLY_S), soon(0), soon(-1)):
-            transport.offer(frame(1, seat), seat)
+        for number, deadline in enumerate([soon(BRIEFLY_S), soon(0), soon(-1)]):
+            ticket = offer(transport, number, seat=seat)
             with pytest.raises(DeadlineExceeded):
-                transport.await_reply(uuid(1), seat, deadline)
+                transport.await_reply(ticket, deadline)
             assert time.monotonic() >= deadline
-            assert transport.take(0, never) == [frame(1, seat)]
+            assert not transport.waiting()
+            assert take(transport) == []
 
     def test_a_reply_that_comes_too_late_never_reaches_the_next_on_its_seat(self, transport):
         seat = transport.seat()
 
         def miss(number):
-            transport.offer(frame(number, seat), seat)
+            ticket = offer(transport, number, seat=seat)
+            (taken,) = take(transport)
             with pytest.raises(DeadlineExceeded):
-                transport.await_reply(uuid(number), seat, soon(0))
+                transport.await_reply(ticket, soon(0))
+            return taken
 
-        miss(1)
         # before the next is offered, then before it is answered
-        transport.publish(uuid(1), seat, b"late")
-        miss(2)
-        transport.offer(frame(3, seat), seat)
-        transport.publish(uuid(2), seat, b"late")
-        transport.publish(uuid(3), seat, b"in time")
-        assert transport.await_reply(uuid(3), seat, soon()) == b"in time"
-        transport.offer(frame(4, seat), seat)
-        transport.publish(uuid(3), seat, b"twice")
+        transport.publish(miss(1), b"late")
+        late = miss(2)
+        ticket = offer(transport, 3, seat=seat)
+        transport.publish(late, b"late")
+        (third,) = take(transport)
+        transport.publish(third, b"in time")
+        assert transport.await_reply(ticket, soon()) == b"in time"
+        ticket = offer(transport, 4, seat=seat)
+        transport.publish(third, b"twice")
         with pytest.raises(DeadlineExceeded):
-            transport.await_reply(uuid(4), seat, soon(BRIEFLY_S))
+            transport.await_reply(ticket, soon(BRIEFLY_S))
+
+    def test_a_reply_that_nobody_waits_for_is_not_kept(self, transport):
+        ticket = offer(transport, 1)
+        (taken,) = take(transport)
+        leave(transport, ticket)
+        transport.publish(taken, b"late")
+        assert not transport._has_reply(ticket.uuid)
 
     def test_a_reply_is_taken_away(self, transport):
-        seat = transport.seat()
-        transport.publish(uuid(1), seat, b"reply")
-        assert transport.await_reply(uuid(1), seat, soon()) == b"reply"
+        ticket = offer(transport, 1, seat=transport.seat())
+        transport.publish(*take(transport), b"reply")
+        assert transport.await_reply(ticket, soon()) == b"reply"
+        assert not transport._has_reply(ticket.uuid)
         with pytest.raises(DeadlineExceeded):
-            transport.await_reply(uuid(1), seat, soon(BRIEFLY_S))
+            transport.await_reply(ticket, soon(BRIEFLY_S))
 
     def test_a_reply_may_be_as_large_as_a_block_and_no_larger(self, transport):
-        seat, limit = transport.seat(), transport.max_reply_bytes
-        transport.offer(frame(1, seat), seat)
+        limit = transport.max_reply_bytes
+        ticket = offer(transport, 1, seat=transport.seat())
+        (taken,) = take(transport)
         with pytest.raises(ReplyTooLarge, match=rf"{limit + 1} .* {limit}"):
-            transport.publish(uuid(1), seat, b"x" * (limit + 1))
+            transport.publish(taken, b"x" * (limit + 1))
         # nothing of it is there, and the thread can still be told
-        with pytest.raises(DeadlineExceeded):
-            transport.await_reply(uuid(1), seat, soon(BRIEFLY_S))
-        transport.publish(uuid(1), seat, b"x" * limit)
-        assert transport.await_reply(uuid(1), seat, soon()) == b"x" * limit
+        assert not transport._has_reply(ticket.uuid)
+        transport.publish(taken, b"x" * limit)
+        assert transport.await_reply(ticket, soon()) == b"x" * limit
 
     def test_under_load_every_task_gets_its_own_reply(self, transport):
         stopped = threading.Event()
@@ -311,36 +387,166 @@ class TransportContract:
             finally:
                 stopped.set()
 
-        together(clients, *(lambda full=full: echo(transport, stopped, full) for full in (never, always)))
-        assert transport.take(0, never) == []
+        together(clients, *(lambda max_rows=max_rows: echo(transport, stopped, max_rows) for max_rows in (ALL, 1)))
+        assert take(transport) == []
         assert not transport.waiting()
+
+    # ---- a replica's death
+
+    def test_what_a_dead_replica_only_held_is_offered_again_ahead_of_the_queue(self, transport):
+        tickets = [offer(transport, number) for number in range(3)]
+        take(transport, 2)
+        recovery = die(transport, 1, heir=2)
+        assert recovery.again == tickets[:2] and not recovery.guilty and not recovery.late
+        assert recovery.predicting == 0
+        # once, and with the rest of the queue
+        assert [one.ticket for one in take(transport)] == tickets
+        assert recover(transport, 1).again == []
+
+    def test_what_a_dead_replica_predicted_is_offered_again_one_at_a_time(self, transport):
+        for number in range(4):
+            offer(transport, number)
+        batch = take(transport, 3)
+        transport.begin(batch[:2])
+        recovery = die(transport, 1, heir=2)
+        assert recovery.predicting == 2
+        assert [(ticket.attempts, ticket.alone) for ticket in recovery.again] == [(1, True), (1, True), (0, False)]
+        # the innocent first, and the suspects each by itself
+        for expected in ([2, 3], [0], [1]):
+            taken = take(transport)
+            assert numbers(taken) == expected
+            finish(transport, taken)
+
+    def test_a_task_that_was_predicted_as_often_as_it_may_be_is_answered_with_the_verdict(self, transport):
+        ticket, other = offer(transport, 1, seat=transport.seat()), offer(transport, 2, seat=SEATS - 1)
+        transport.begin(take(transport))
+        die(transport, 1, heir=2)
+        transport.begin(take(transport))
+        recovery = die(transport, 2, heir=1)
+        assert [found.uuid for found in recovery.guilty] == [ticket.uuid] and recovery.again == []
+        assert transport.await_reply(ticket, soon()) == b"guilty" + frame(1)
+        # the other of its batch was not harmed
+        assert numbers(take(transport)) == [2]
+        leave(transport, other)
+
+    def test_a_task_that_was_predicted_in_a_batch_that_raised_may_be_predicted_once_more(self, transport):
+        offer(transport, 1)
+        (taken,) = take(transport)
+        assert transport.attempts_left(taken)
+        transport.begin([taken])
+        transport.end([taken])
+        assert transport.attempts_left(taken)
+        transport.begin([taken])
+        assert not transport.attempts_left(taken)
+        transport.end([taken])
+        # it died between two predicts: nobody is guilty
+        recovery = die(transport, 1, heir=2)
+        assert [(found.attempts, found.alone) for found in recovery.again] == [(2, True)]
+        assert recovery.guilty == []
+
+    def test_what_was_answered_is_held_no_more(self, transport):
+        ticket = offer(transport, 1, seat=transport.seat())
+        (taken,) = take(transport)
+        transport.begin([taken])
+        transport.publish(taken, b"reply")
+        recovery = die(transport, 1, heir=2)
+        assert not any(recovery)
+        assert transport.await_reply(ticket, soon()) == b"reply"
+
+    def test_a_reply_that_nobody_was_woken_for_is_found_by_whoever_recovers(self, transport):
+        ticket = offer(transport, 1, seat=transport.seat())
+        (taken,) = take(transport)
+        transport.begin([taken])
+        # as far as publish got
+        transport._put_reply(ticket.uuid, b"reply")
+        recovery = die(transport, 1, heir=2)
+        assert recovery.again == recovery.guilty == []
+        assert transport.await_reply(ticket, soon()) == b"reply"
+        assert take(transport) == []
+
+    def test_what_nobody_waits_for_is_not_recovered_and_its_predict_is_told(self, transport):
+        tickets = [offer(transport, number) for number in range(3)]
+        transport.begin(take(transport)[:2])
+        leave(transport, tickets[1])
+        leave(transport, tickets[2])
+        recovery = die(transport, 1, heir=2)
+        assert [(found.uuid, found.attempts, found.alone) for found in recovery.late] == [(uuid(1), 1, False)]
+        assert [found.uuid for found in recovery.again] == [uuid(0)]
+
+    def test_a_task_predicted_alone_whose_thread_has_left_is_told_as_alone(self, transport):
+        ticket = offer(transport, 1)
+        transport.begin(take(transport))
+        leave(transport, ticket)
+        assert [found.alone for found in die(transport, 1, heir=2).late] == [True]
+
+    def test_a_sleeping_replica_wakes_for_what_is_offered_again(self, transport):
+        offer(transport, 1)
+        taken = take(transport)
+        transport.begin(taken)
+        transport.start_replica(2)
+
+        def recover_later():
+            time.sleep(BRIEFLY_S)
+            assert recover(transport, 1).again
+
+        taken, _ = together(lambda: take_some(transport), recover_later)
+        assert numbers(taken) == [1]
+
+    def test_one_replica_is_kept_away_from_suspects_while_more_than_one_is_alive(self, transport):
+        for number in range(3):
+            offer(transport, number)
+        transport.begin(take(transport))
+        die(transport, 1, heir=2)
+        offer(transport, 3)
+        held = {}
+        for id in (1, 2, 3):
+            transport.start_replica(id, lambda: 3)
+            held[id] = numbers(take(transport))
+        assert held == {1: [0], 2: [1], 3: [3]}
+        # the last one alive has to
+        transport.start_replica(4, lambda: 1)
+        recover(transport, 1)
+        recover(transport, 2)
+        assert numbers(take(transport)) == [0]
 
     # ---- both
 
-    def test_waiting_is_true_while_a_task_is_queued_or_its_thread_waits(self, transport):
-        seat = transport.seat()
-        assert not transport.waiting()
-        transport.offer(frame(1, seat), seat)
-        assert transport.waiting()
-        transport.take(0, never)
-        assert transport.waiting()
-        transport.publish(uuid(1), seat, b"reply")
-        assert transport.waiting()
-        transport.await_reply(uuid(1), seat, soon())
+    def test_waiting_is_true_while_a_thread_waits(self, transport):
+        assert not transport.waiting() and transport.waiting_rows() == 0
+        ticket = offer(transport, 1, seat=transport.seat(), rows=3)
+        assert transport.waiting() and transport.waiting_rows() == 3
+        (taken,) = take(transport)
+        assert transport.waiting() and transport.waiting_rows() == 3
+        offer(transport, 2, seat=SEATS - 1, rows=4)
+        assert transport.waiting_rows() == 7
+        transport.publish(taken, b"reply")
+        assert transport.waiting_rows() == 7
+        transport.await_reply(ticket, soon())
+        assert transport.waiting_rows() == 4
+        finish(transport, take(transport))
         assert not transport.waiting()
 
     def test_nobody_waits_for_a_task_that_is_past_its_deadline_or_was_refused(self, transport):
-        seat = transport.seat()
-        for number in range(SLOTS):
-            transport.offer(frame(number, seat), seat)
-        with pytest.raises(DeadlineExceeded):
-            transport.await_reply(uuid(1), seat, soon(0))
-        # its frame is still queued
-        assert transport.waiting()
+        tickets = [offer(transport, number) for number in range(SLOTS)]
         with pytest.raises(QueueFull):
-            transport.offer(frame(1, seat), seat)
-        transport.take(0, never)
-        assert not transport.waiting()
+            offer(transport, SLOTS)
+        assert transport.waiting_rows() == SLOTS
+        for ticket in tickets:
+            leave(transport, ticket)
+        # their tickets are still queued
+        assert not transport.waiting() and transport.waiting_rows() == 0
+
+    def test_a_task_is_being_predicted_between_begin_and_its_end(self, transport):
+        offer(transport, 1)
+        (taken,) = take(transport)
+        assert not transport.predicting(taken.ticket)
+        transport.begin([taken])
+        assert transport.predicting(taken.ticket) and not transport.predicting(at(2))
+        transport.end([taken])
+        assert not transport.predicting(taken.ticket)
+        transport.begin([taken])
+        transport.publish(taken, b"reply")
+        assert not transport.predicting(taken.ticket)
 
     def test_a_thread_keeps_its_seat_and_shares_it_with_no_other(self, transport):
         everybody = threading.Barrier(4)

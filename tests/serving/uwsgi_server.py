@@ -17,6 +17,8 @@ settings = Settings.read(Path(uwsgi_transport.config_file()))
 transport = uwsgi_transport.UwsgiTransport(settings)
 # 1 once the replicas in processes of their own may take what is queued
 echoing = mmap.mmap(-1, 1)
+# by the number of a mule: 1 once it has started
+started = memoryview(mmap.mmap(-1, settings.mule_processes + 2))
 
 
 def application(environ, start_response):
@@ -24,15 +26,16 @@ def application(environ, start_response):
 
 
 def start_process():
-    replica_id = uwsgi_transport.replica_id()
-    if not replica_id:
+    mule_id = uwsgi_transport.mule_id()
+    if not mule_id:
         transport.start_worker()
         return
+    started[mule_id] = 1
     try:
-        if replica_id == 1:
+        if mule_id == 1:
             run_tests(Path(os.environ["REPORT"]))
         else:
-            run_replica()
+            run_replica(mule_id)
     except Exception:
         traceback.print_exc()
     finally:
@@ -51,16 +54,16 @@ def run_tests(report):
         signal.pause()
 
 
-def run_replica():
-    from .transport_contract import BRIEFLY_S, address, never
+def run_replica(mule_id):
+    from .transport_contract import ALL, BRIEFLY_S
 
-    transport.start_replica()
+    transport.start_replica(mule_id)
     pid = os.getpid().to_bytes(4)
     while not echoing[0]:
         time.sleep(BRIEFLY_S)
     while True:
-        for frame in transport.take(BRIEFLY_S, never):
-            transport.publish(*address(frame), pid + frame)
+        for taken in transport.take(BRIEFLY_S, ALL):
+            transport.publish(taken, pid + taken.frame)
 
 
 uwsgi_transport.after_fork(start_process)
