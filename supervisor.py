@@ -141,7 +141,6 @@ class Supervisor:
             "header_buffer_bytes": settings.max_header_bytes // 4,
             "max_connections": settings.max_connections,
             "nginx_files": settings.nginx_files,
-            "backlog": settings.listen,
             "client_timeout_s": settings.client_timeout_s,
             "keepalive_timeout_s": settings.keepalive_timeout_s,
             "prediction_threads": settings.prediction_threads,
