@@ -80,12 +80,13 @@ def test_the_query_of_a_request_that_is_sent_again_is_not_logged(serve):
 
 
 def test_a_request_that_is_sent_again_keeps_the_deadline_it_had(serve):
-    server = serve(MULES=2, WORKERS=3, SERVING_DEADLINE_MS=2000)
+    # a replica is free for each when it is sent again
+    server = serve(MULES=4, WORKERS=3, SERVING_DEADLINE_MS=4000)
     with ThreadPoolExecutor(2) as clients:
-        answers = [clients.submit(server.predict, {"seconds": 1.5}) for _ in range(2)]
-        wait_until(lambda: max(replica["busy_s"] for replica in server.ready()["replicas"]) > 0.8, "it predicts", 10)
+        answers = [clients.submit(server.predict, {"seconds": 3}) for _ in range(2)]
+        wait_until(lambda: max(replica["busy_s"] for replica in server.ready()["replicas"]) > 1.2, "it predicts", 10)
         kill(server, server.prediction_workers())
-        # 1.5 s more would fit into a deadline that starts again
+        # 3 s more would fit into a deadline that starts again
         assert [(answer.result().status, answer.result().json["code"]) for answer in answers] == [(504, "deadline")] * 2
 
 
