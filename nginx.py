@@ -72,7 +72,6 @@ def configuration(settings: Settings, listen: str, run_dir: Path, log_dir: Path 
         "header_buffer_bytes": settings.max_header_bytes // 4,
         "max_connections": settings.max_connections,
         "nginx_files": settings.nginx_files,
-        "backlog": settings.listen,
         "client_timeout_s": settings.client_timeout_s,
         "keepalive_timeout_s": settings.keepalive_timeout_s,
         "seats": settings.seats,
