@@ -68,6 +68,7 @@ class Server:
         self.port = environ.get("PORT") or free_port()
         # a unix socket's path must be short
         self.run_dir = Path(tempfile.mkdtemp(prefix="muleteer-"))
+        self._older_semaphores = semaphores()
         settings = {"PORT": self.port, "RUN_DIR": self.run_dir, "LOG_DIR": self.run_dir, **environ}
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("SERVING_")}
         with (self.run_dir / "out").open("ab") as out:
@@ -134,6 +135,11 @@ class Server:
                         roles[role].append(pid)
         return roles
 
+    def semaphores(self, pids: Collection[int]) -> set[int]:
+        """Those of its semaphores that one of the processes was the last to touch, if only to make them."""
+        libc = ctypes.CDLL(None)
+        return {id for id in semaphores() - self._older_semaphores if libc.semctl(id, 0, _GETPID) in pids}
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Ask it to stop, and give its exit status."""
         if self.process.poll() is None:
@@ -189,11 +195,9 @@ def cpu_s(pids: list[int]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def semaphores_of(pids: Collection[int]) -> list[int]:
-    """The System V semaphores that one of the processes was the last to touch, if only to make them."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    ids = [int(line.split()[1]) for line in Path("/proc/sysvipc/sem").read_text().splitlines()[1:]]
-    return [id for id in ids if libc.semctl(id, 0, _GETPID) in pids]
+def semaphores() -> set[int]:
+    """The ids of all System V semaphores of the machine."""
+    return {int(line.split()[1]) for line in Path("/proc/sysvipc/sem").read_text().splitlines()[1:]}
 
 
 def write_model(folder: Path, source: str) -> Path:
