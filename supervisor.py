@@ -269,7 +269,7 @@ class Supervisor:
             raise
         self.instance, self.other = new, self.instance
         if self.nginx and nginx_conf != (file := self.run_dir / "nginx.conf").read_text():
-            # only then, for nginx closes the connections that are idle at that moment
+            # only then, for nginx closes the connections on which it has read no request yet
             file.write_text(nginx_conf)
             self.nginx.send_signal(signal.SIGHUP)
         self._drain(self.other)

@@ -69,7 +69,7 @@ class Server:
         self.port = environ.get("PORT") or free_port()
         # a unix socket's path must be short
         self.run_dir = Path(tempfile.mkdtemp(prefix="muleteer-"))
-        self.started = time.time()
+        self._older_semaphores = semaphores()
         settings = {"PORT": self.port, "RUN_DIR": self.run_dir, "LOG_DIR": self.run_dir, **environ}
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("SERVING_")}
         with (self.run_dir / "out").open("ab") as out:
@@ -144,6 +144,11 @@ class Server:
                 order[pid] = int(re.sub(r"\D", "", Path(f"/proc/{pid}/cmdline").read_text()))
         return sorted(order, key=order.__getitem__)[:-1]
 
+    def semaphores(self, pids: Collection[int]) -> set[int]:
+        """Those of its semaphores that one of the processes was the last to touch, if only to make them."""
+        libc = ctypes.CDLL(None)
+        return {id for id in semaphores() - self._older_semaphores if libc.semctl(id, 0, _GETPID) in pids}
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Ask it to stop, and give its exit status."""
         if self.process.poll() is None:
@@ -199,13 +204,9 @@ def cpu_s(pids: list[int]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def semaphores_of(pids: Collection[int], since: float) -> list[int]:
-    """The System V semaphores made since then that one of the processes was the last to touch, if only to make them."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    lines = [line.split() for line in Path("/proc/sysvipc/sem").read_text().splitlines()[1:]]
-    # older ones are of processes that were killed, and whose numbers others have now
-    ids = [int(line[1]) for line in lines if int(line[9]) >= int(since)]
-    return [id for id in ids if libc.semctl(id, 0, _GETPID) in pids]
+def semaphores() -> set[int]:
+    """The ids of all System V semaphores of the machine."""
+    return {int(line.split()[1]) for line in Path("/proc/sysvipc/sem").read_text().splitlines()[1:]}
 
 
 def write_model(folder: Path, source: str) -> Path:

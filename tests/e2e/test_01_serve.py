@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import FANCY, ROOT, descendants, free_port, semaphores_of, wait_until, write_model
+from .conftest import FANCY, ROOT, descendants, free_port, wait_until, write_model
 
 
 def test_the_printed_curl_line_works_when_pasted(digits):
@@ -129,12 +129,12 @@ def test_a_model_whose_inputs_are_called_like_a_form_has_a_curl_line_that_works(
 def test_a_stop_that_takes_too_long_leaves_no_semaphores_and_no_sockets(start):
     server = start(MODEL=FANCY, MULES=1, SERVING_DEADLINE_MS=1000, SERVING_STOP_TIMEOUT_S=2).wait_ready()
     pids = descendants(server.process.pid)
-    assert semaphores_of(pids, server.started)
+    assert server.semaphores(pids)
     with socket.create_connection(("127.0.0.1", int(server.port))) as connection:
         connection.sendall(b'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"text"')
         time.sleep(0.2)
         assert server.stop() == 0
-    assert not semaphores_of(pids, server.started)
+    assert not server.semaphores(pids)
     assert not list(server.run_dir.glob("*.sock"))
 
 
