@@ -96,8 +96,6 @@ def load(server, *words, clients=6, again=False, text=""):
                 if (answer.status, rest) != (200, sent) or word not in words:
                     wrong.append((sent, answer))
                 said[word] += 1
-                if not keep_alive:
-                    connection.close()
                 ready = ask(connection, "GET", "/readyz")
                 if ready.status != 200:
                     wrong.append(("/readyz", ready))
