@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PORT
 
-.PHONY: help serve reload test check chaos soak image clean
+.PHONY: help serve reload test check chaos soak overload image clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
@@ -36,6 +36,9 @@ chaos: $(VENV)/.dev nginx models/digits ## kill, stop, poison and flood a real s
 
 soak: $(VENV)/.dev nginx models/digits ## half an hour of load, and what grows under it
 	@$(BIN)/python -m bench.soak --out bench/results/chaos.md $(ARGS)
+
+overload: $(VENV)/.dev nginx ## ten times what a server can do, and what it still does
+	@$(BIN)/python -m bench.overload --out bench/results/chaos.md $(ARGS)
 
 image: ## build the image
 	docker build -t $(IMAGE) .

@@ -22,6 +22,7 @@ import select
 import socket
 import threading
 import time
+from array import array
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -74,6 +75,8 @@ class Tally:
     # of all that the server took on: not of refusals
     slowest_s: float = 0.0
     losses: list[Loss] = field(default_factory=list)
+    # of each right answer
+    took_s: "array[float]" = field(default_factory=lambda: array("f"))
 
     def lose(self, loss: Loss) -> None:
         """Count a request that is wrong, lost or hung."""
@@ -94,6 +97,7 @@ class Tally:
         self.longest_gap_s = max(self.longest_gap_s, other.longest_gap_s)
         self.slowest_s = max(self.slowest_s, other.slowest_s)
         self.losses += other.losses
+        self.took_s.extend(other.took_s)
 
 
 @dataclass
@@ -165,7 +169,7 @@ class Load:
         burst: bool = False,
     ) -> None:
         """rate: requests a second over all connections, None for as many as are answered.  refusals: what is expected,
-        of "503" and REFUSED.  fresh: a connection for each request.  burst: BURST connections ask at the same time.
+        of "503", "504" and REFUSED.  fresh: a connection for each request.  burst: BURST connections ask at a time.
         """
         self.tally = Tally()
         self._address = ("127.0.0.1", port)
@@ -344,9 +348,13 @@ class Load:
         if status == 503 and "503" in self._refusals and _RETRY_AFTER.search(head):
             tally.refused["503"] += 1
             return
+        if status == 504 and "504" in self._refusals:
+            tally.refused["504"] += 1
+            return
         tally.slowest_s = max(tally.slowest_s, now - connection.sent_at)
         if status == 200 and self._work.is_right(connection.number, body):
             tally.right += 1
+            tally.took_s.append(now - connection.sent_at)
             if self._last_right:
                 tally.longest_gap_s = max(tally.longest_gap_s, now - self._last_right)
             self._last_right = now
