@@ -269,7 +269,7 @@ class Supervisor:
             raise
         self.instance, self.other = new, self.instance
         if self.nginx and nginx_conf != (file := self.run_dir / "nginx.conf").read_text():
-            # only then, for nginx closes the connections that are idle at that moment
+            # only then, for nginx closes the connections on which it has read no request yet
             file.write_text(nginx_conf)
             self.nginx.send_signal(signal.SIGHUP)
         self._drain(self.other)
@@ -304,7 +304,7 @@ class Supervisor:
             self._next_event(0.1)
             ready = self.instance.readyz()
             replicas = ready.get("replicas", [])
-            new = sum(replica["ready"] and replica.get("generation", 0) >= generation for replica in replicas)
+            new = sum(replica["ready"] and replica["generation"] >= generation for replica in replicas)
             # one that is being replaced stands there beside the new one
             text = f"{min(new, self.instance.settings.mules)} of {self.instance.settings.mules} replicas"
             if replicas and new == len(replicas):
