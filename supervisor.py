@@ -304,7 +304,7 @@ class Supervisor:
             self._next_event(0.1)
             ready = self.instance.readyz()
             replicas = ready.get("replicas", [])
-            new = sum(replica["ready"] and replica.get("generation", 0) >= generation for replica in replicas)
+            new = sum(replica["ready"] and replica["generation"] >= generation for replica in replicas)
             # one that is being replaced stands there beside the new one
             text = f"{min(new, self.instance.settings.mules)} of {self.instance.settings.mules} replicas"
             if replicas and new == len(replicas):
