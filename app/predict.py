@@ -34,6 +34,9 @@ from serving.wire import decode_reply, encode_task
 # status line, headers, body
 Answer = tuple[str, list[tuple[str, str]], bytes]
 
+# what has been measured is a mean
+MARGIN = 1.25
+
 log = logging.getLogger("muleteer.predict")
 
 
@@ -114,10 +117,11 @@ class Predict:
             return
         left_s = deadline - time.monotonic()
         needs_s = self._board.drain_s(waiting + rows)
-        if needs_s > left_s:
+        if needs_s * MARGIN > left_s:
             error = Overloaded(
-                f"what waits takes {needs_s * 1000:.0f} ms and the deadline leaves {left_s * 1000:.0f} ms"
-                " (deadline_ms, or X-Request-Timeout-Ms); come back later, or add replicas (mules in uwsgi.ini)"
+                f"what waits takes {needs_s * 1000:.0f} ms, or a quarter more, and the deadline leaves"
+                f" {left_s * 1000:.0f} ms (deadline_ms, or X-Request-Timeout-Ms); come back later, or add replicas"
+                " (mules in uwsgi.ini)"
             )
             error.retry_after_s = self._retry_after_s()
             raise error

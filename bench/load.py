@@ -22,7 +22,6 @@ import select
 import socket
 import threading
 import time
-from array import array
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -75,8 +74,6 @@ class Tally:
     # of all that the server took on: not of refusals
     slowest_s: float = 0.0
     losses: list[Loss] = field(default_factory=list)
-    # of each right answer
-    took_s: "array[float]" = field(default_factory=lambda: array("f"))
 
     def lose(self, loss: Loss) -> None:
         """Count a request that is wrong, lost or hung."""
@@ -97,7 +94,6 @@ class Tally:
         self.longest_gap_s = max(self.longest_gap_s, other.longest_gap_s)
         self.slowest_s = max(self.slowest_s, other.slowest_s)
         self.losses += other.losses
-        self.took_s.extend(other.took_s)
 
 
 @dataclass
@@ -354,7 +350,6 @@ class Load:
         tally.slowest_s = max(tally.slowest_s, now - connection.sent_at)
         if status == 200 and self._work.is_right(connection.number, body):
             tally.right += 1
-            tally.took_s.append(now - connection.sent_at)
             if self._last_right:
                 tally.longest_gap_s = max(tally.longest_gap_s, now - self._last_right)
             self._last_right = now

@@ -79,6 +79,7 @@ class Replica:
         if not taken:
             self._look_at_canary()
             return 0
+        start = time.monotonic()
         self._taken = {one.ticket.uuid: one for one in taken}
         for batch in batching.group([decode_task(one.frame) for one in taken if not one.ticket.alone]):
             self._answer(batch)
@@ -88,6 +89,8 @@ class Replica:
                 if self._quarantine is not None:
                     self._quarantine.clear(one.frame)
         self._record.work(len(taken))
+        # all of the turn but the wait: that is what others wait for
+        self._measure(sum(one.ticket.rows for one in taken), time.monotonic() - start)
         return len(taken)
 
     def _take(self, wait_s: float) -> list[Taken]:
@@ -132,7 +135,6 @@ class Replica:
             return
         self._end_by(0)
         predict_s = time.monotonic() - start
-        self._measure(sum(task.rows for task in batch), predict_s)
         for task, part in zip(batch, batching.split(outputs, batch), strict=True):
             queue_ms = (start - task.offered) * 1000
             self._publish(task, Reply(task.uuid, self._version, queue_ms, predict_s * 1000, part))

@@ -224,7 +224,7 @@ def test_what_would_come_too_late_is_refused_at_once_and_says_when_to_come_back(
     wait(chain, 80)
     chain.transport.frames.clear()
     response = chain.post(GOOD, door)
-    check_problem(response, 503, "overloaded", "what waits takes 11100 ms and the deadline leaves ")
+    check_problem(response, 503, "overloaded", "what waits takes 11100 ms, or a quarter more, and the deadline leaves ")
     assert response.headers["Retry-After"] == "6"
     assert chain.transport.frames == []
 
@@ -237,6 +237,7 @@ def test_the_rows_of_a_request_count_themselves(make_chain):
     check_problem(chain.post(b'{"instances": [[1], [2], [3]]}'), 503, "overloaded", "what waits takes 1200 ms")
     assert chain.transport.frames == []
     check_problem(chain.post(GOOD, X_Request_Timeout_Ms="1"), 503, "overloaded", "what waits takes 600 ms")
+    check_problem(chain.post(GOOD, X_Request_Timeout_Ms="700"), 503, "overloaded", "or a quarter more")
     check_problem(chain.post(GOOD, X_Request_Timeout_Ms="800"), 504, "deadline")
 
 

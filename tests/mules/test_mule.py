@@ -249,9 +249,12 @@ def test_what_a_predecessor_held_is_answered_by_its_successor(write, life):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_load_that_nobody_waits_for_any_more_is_broken_off(write, life, number):
-    thread = when(lambda: life.record.state is State.LOADING, number)
-    source = "import time\nwhile True:\n    time.sleep(0.01)"
-    assert life.run(write(model_py=source)) == 0
+    source = (
+        "import pathlib, time\npathlib.Path(__file__).with_name('loads').touch()\nwhile True:\n    time.sleep(0.01)"
+    )
+    folder = write(model_py=source)
+    thread = when((folder.path / "loads").exists, number)
+    assert life.run(folder) == 0
     thread.join()
     assert life.record.state is State.GONE and life.record.failures == 0
 
