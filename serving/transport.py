@@ -156,9 +156,6 @@ class Held:
                 attempts = ticket.attempts + (phase & _ATTEMPTS)
                 yield place, ticket._replace(attempts=attempts), bool(phase & _PREDICTING)
 
-    def holds(self, uuid: bytes) -> bool:
-        return any(ticket.uuid == uuid for _, ticket, _ in self.tickets())
-
     def alone(self) -> bool:
         """Whether a task is held that must be predicted alone."""
         return any(ticket.alone for _, ticket, _ in self.tickets())
@@ -411,13 +408,16 @@ class Transport(ABC):
         return recovery
 
     def _elsewhere(self, ticket: Ticket, own: Held) -> bool:
-        """Whether a ticket stands in another place as well: its replica died between two steps."""
+        """Whether a ticket stands in another place as well: its replica died between two steps.
+
+        A place that knows of fewer attempts is that of another dead replica, which was overtaken.
+        """
+        others = [other for held in self._held if held is not own for _, other, _ in held.tickets()]
+        others += self._again.tickets()
         head = self._head()
-        return (
-            any(held.holds(ticket.uuid) for held in self._held if held is not own)
-            or any(other.uuid == ticket.uuid for other in self._again.tickets())
-            or (head is not None and Ticket.decode(head).uuid == ticket.uuid)
-        )
+        if head is not None:
+            others.append(Ticket.decode(head))
+        return any(other.uuid == ticket.uuid and other.attempts >= ticket.attempts for other in others)
 
     # ---- what a subclass brings
 

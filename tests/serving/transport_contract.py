@@ -444,6 +444,25 @@ class TransportContract:
         assert [(found.attempts, found.alone) for found in recovery.again] == [(2, True)]
         assert recovery.guilty == []
 
+    def test_attempts_are_not_forgotten_when_two_die_that_held_one_task(self, transport):
+        seat = transport.seat()
+        for number, order in enumerate([(1, 2), (2, 1)]):
+            ticket = offer(transport, number, seat=seat)
+            # the first wrote it down, and died before it took it off the queue; the second died of it
+            transport.start_replica(1)
+            transport._own.add(ticket.encode())
+            transport.start_replica(2)
+            transport.begin(take(transport))
+            transport.start_replica(3)
+            for id in order:
+                recover(transport, id)
+            (taken,) = take(transport)
+            assert (taken.ticket.attempts, taken.ticket.alone) == (1, True)
+            transport.begin([taken])
+            assert [found.attempts for found in die(transport, 3, heir=1).guilty] == [2]
+            assert transport.await_reply(ticket, soon()) == b"guilty" + frame(number)
+            assert take(transport) == []
+
     def test_what_was_answered_is_held_no_more(self, transport):
         ticket = offer(transport, 1, seat=transport.seat())
         (taken,) = take(transport)
