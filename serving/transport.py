@@ -10,8 +10,8 @@ then wipes the ticket.  So there is no moment at which a task that somebody wait
     offered again    its replica died: the ticket lies at its own seat, ahead of the queue
 
 When a replica is dead, whoever notices recovers what it held.  A task that the dead replica was predicting is offered
-again alone; one that was predicted max_attempts times is guilty, and answered.  The seat is the one truth on whether
-anybody waits: a ticket whose uuid is not at its seat any more is dropped wherever it turns up.
+again alone; one that was predicted max_attempts times is answered, and guilty if it was alone.  The seat is the one
+truth on whether anybody waits: a ticket whose uuid is not at its seat any more is dropped wherever it turns up.
 
 Everything here happens under one lock, which a killed process gives back; each step leaves the memory such that a
 kill behind it loses nothing.  A subclass brings the queue, the lock, the replies and the sleep.
@@ -379,8 +379,9 @@ class Transport(ABC):
             self._unlock()
 
     def recover(self, id: int, verdict: Callable[[Ticket, bytes], bytes]) -> Recovery:
-        """Offer again what a dead replica held, and answer those that are guilty with a verdict.
+        """Offer again what a dead replica held, and answer what may not be predicted again with a verdict.
 
+        The ticket that a verdict is asked for is alone when nothing else was being predicted: then its task is guilty.
         Call it locked, once it is sure that the replica is dead.  May be killed and called again.
         """
         held = self._held[id - 1]
@@ -394,10 +395,10 @@ class Transport(ABC):
                 self._wake(ticket.seat)
             elif self._elsewhere(ticket, held):
                 pass
-            elif busy and ticket.attempts >= self._max_attempts:
-                self._put_reply(ticket.uuid, verdict(ticket, self._seats.frame(ticket) or b""))
-                self._wake(ticket.seat)
-                recovery.guilty.append(ticket)
+            elif ticket.attempts >= self._max_attempts:
+                last = ticket._replace(alone=busy and recovery.predicting == 1)
+                self._answer(last, verdict)
+                recovery.guilty.append(last)
             else:
                 again = ticket._replace(alone=ticket.alone or ticket.attempts > 0)
                 self._again.put(again)
@@ -406,6 +407,13 @@ class Transport(ABC):
         if recovery.again:
             self._ring()
         return recovery
+
+    def _answer(self, ticket: Ticket, verdict: Callable[[Ticket, bytes], bytes]) -> None:
+        frame = self._seats.frame(ticket)
+        # its thread may have left just now
+        if frame is not None:
+            self._put_reply(ticket.uuid, verdict(ticket, frame))
+            self._wake(ticket.seat)
 
     def _elsewhere(self, ticket: Ticket, own: Held) -> bool:
         """Whether a ticket stands in another place as well: its replica died between two steps.

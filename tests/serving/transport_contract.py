@@ -439,10 +439,44 @@ class TransportContract:
         transport.begin([taken])
         assert not transport.attempts_left(taken)
         transport.end([taken])
-        # it died between two predicts: nobody is guilty
+        transport.end([taken])
+
+    def test_no_task_is_predicted_more_often_than_it_may_be_whatever_its_replica_died_of(self, transport):
+        tickets = [offer(transport, 1, seat=transport.seat()), offer(transport, 2)]
+        taken = take(transport)
+        # the batch raised, then the first alone, and the replica died before it could say so
+        transport.begin(taken)
+        transport.end(taken)
+        transport.begin(taken[:1])
+        transport.end(taken[:1])
         recovery = die(transport, 1, heir=2)
-        assert [(found.attempts, found.alone) for found in recovery.again] == [(2, True)]
-        assert recovery.guilty == []
+        # it is answered, and nobody is guilty
+        assert [(found.uuid, found.attempts, found.alone) for found in recovery.guilty] == [(uuid(1), 2, False)]
+        assert transport.await_reply(tickets[0], soon()) == b"guilty" + frame(1)
+        assert [(found.uuid, found.attempts, found.alone) for found in recovery.again] == [(uuid(2), 1, True)]
+
+    def test_only_a_task_that_was_predicted_alone_is_guilty(self, transport):
+        tickets = [offer(transport, 1, seat=transport.seat()), offer(transport, 2)]
+        transport._max_attempts = 1
+        transport.begin(take(transport))
+        assert [found.alone for found in die(transport, 1, heir=2).guilty] == [False, False]
+        assert transport.await_reply(tickets[0], soon()) == b"guilty" + frame(1)
+        leave(transport, tickets[1])
+        offer(transport, 3)
+        transport.begin(take(transport))
+        assert [found.alone for found in die(transport, 2, heir=1).guilty] == [True]
+
+    def test_a_verdict_is_not_asked_for_when_the_thread_leaves_just_now(self, transport):
+        ticket = offer(transport, 1)
+        transport._max_attempts = 1
+        transport.begin(take(transport))
+        with pytest.MonkeyPatch.context() as patch:
+            # between the look at who waits and the look at the frame the next one sits down
+            patch.setattr(transport._seats, "frame", lambda ticket: None)
+            with transport.locked():
+                recovery = transport.recover(1, None)
+        assert [found.uuid for found in recovery.guilty] == [ticket.uuid]
+        assert not transport._has_reply(ticket.uuid)
 
     def test_attempts_are_not_forgotten_when_two_die_that_held_one_task(self, transport):
         seat = transport.seat()
