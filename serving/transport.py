@@ -7,7 +7,8 @@ then wipes the ticket.  So there is no moment at which a task that somebody wait
 
     offered          the ticket is on the queue
     held             the ticket is in the memory of one replica, with how often it began to predict it
-    offered again    its replica died: the ticket lies at its own seat, ahead of the queue
+    offered again    its replica died: the ticket lies at its own seat, ahead of the queue; a suspect, which must be
+                     predicted alone, is offered there in the first place
 
 When a replica is dead, whoever notices recovers what it held.  A task that the dead replica was predicting is offered
 again alone; one that was predicted max_attempts times is answered, and guilty if it was alone.  The seat is the one
@@ -162,7 +163,7 @@ class Held:
 
 
 class Again:
-    """Tickets that are offered again, each at its own seat."""
+    """Tickets that are offered again, or must be predicted alone, each at its own seat: there is always room."""
 
     INNOCENT, ALONE = 1, 2
 
@@ -170,10 +171,13 @@ class Again:
         self._flags = mmap.mmap(-1, seats)
         self._tickets = mmap.mmap(-1, seats * TICKET_BYTES)
 
-    def put(self, ticket: Ticket) -> None:
+    def put(self, ticket: Ticket) -> bool:
         start = ticket.seat * TICKET_BYTES
+        # what lay here before is not read while it changes
+        self._flags[ticket.seat] = 0
         self._tickets[start : start + TICKET_BYTES] = ticket.encode()
         self._flags[ticket.seat] = self.ALONE if ticket.alone else self.INNOCENT
+        return True
 
     def wipe(self, seat: int) -> None:
         self._flags[seat] = 0
@@ -238,7 +242,8 @@ class Transport(ABC):
         self._seats.sit(ticket, frame)
         self._lock()
         try:
-            accepted = self._push(ticket.encode())
+            # one that must be predicted alone waits where others like it do, and needs no slot
+            accepted = self._again.put(ticket) if ticket.alone else self._push(ticket.encode())
         finally:
             self._unlock()
         if not accepted:

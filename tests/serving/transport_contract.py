@@ -562,6 +562,40 @@ class TransportContract:
         recover(transport, 2)
         assert numbers(take(transport)) == [0]
 
+    def test_suspects_are_taken_one_at_a_time_and_by_all_replicas_but_one(self, transport):
+        for number in range(2):
+            offer(transport, number)
+        for number in range(2, 5):
+            offer(transport, number, alone=True)
+        held = {}
+        for id in (1, 2, 3):
+            transport.start_replica(id, lambda: 3)
+            held[id] = take(transport)
+        assert [numbers(taken) for taken in held.values()] == [[2], [3], [0, 1]]
+        # nor is the third woken for one
+        assert not transport._tempting()
+        transport.start_replica(2, lambda: 3)
+        finish(transport, held[2])
+        transport.start_replica(3, lambda: 3)
+        assert transport._tempting() and numbers(take(transport)) == [4]
+
+    def test_a_suspect_needs_no_slot_and_wakes_a_sleeping_replica(self, transport):
+        for number in range(SLOTS):
+            offer(transport, number)
+        taken = take(transport)
+        transport.take(0, ALL)
+
+        def offer_later():
+            time.sleep(BRIEFLY_S)
+            for number in range(SLOTS, 2 * SLOTS + 1):
+                offer(transport, number, alone=number == 2 * SLOTS)
+
+        woken, _ = together(lambda: take_some(transport), offer_later)
+        assert woken
+        finish(transport, taken + woken)
+        while woken := take(transport):
+            finish(transport, woken)
+
     # ---- both
 
     def test_waiting_is_true_while_a_thread_waits(self, transport):
