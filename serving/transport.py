@@ -31,10 +31,10 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from serving.errors import DeadlineExceeded, FrameTooLarge, QueueFull, ReplyTooLarge
+from serving.errors import DeadlineExceeded, FrameTooLarge, QueueFull, ReplyTooLarge, ServingError
 
 # uuid, rows, seat, attempts, alone
 _TICKET = struct.Struct("<16sIHBB")
@@ -417,7 +417,9 @@ class Transport(ABC):
         frame = self._seats.frame(ticket)
         # its thread may have left just now
         if frame is not None:
-            self._put_reply(ticket.uuid, verdict(ticket, frame))
+            # without room for it the thread waits until its deadline; whoever recovers must not die of it
+            with suppress(ServingError):
+                self._put_reply(ticket.uuid, verdict(ticket, frame))
             self._wake(ticket.seat)
 
     def _elsewhere(self, ticket: Ticket, own: Held) -> bool:
