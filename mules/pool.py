@@ -165,13 +165,17 @@ class Pool:
 
         def verdict(ticket: Ticket, frame: bytes) -> bytes:
             log.error(
-                "request=%s answered 500 replica_crashed: its process %s, %d times; refused for %d s",
+                "request=%s answered 500 replica_crashed: its process %s, %d times; %s",
                 peek_request_id(frame),
                 how,
                 ticket.attempts,
-                self._settings.quarantine_s,
+                f"refused for {self._settings.quarantine_s} s" if ticket.alone else "it was not alone",
             )
-            self._quarantine.refuse(digest(frame))
+            if ticket.alone:
+                self._quarantine.refuse(digest(frame))
+            else:
+                # max_attempts = 1, or the model raised before: another of its batch may be the guilty one
+                self._quarantine.suspect(digest(frame))
             error = ReplicaCrashed(f"the process that predicted it {how}; {ticket.attempts} attempts were made")
             return encode_reply(Reply(ticket.uuid, 0, error=error))
 

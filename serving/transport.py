@@ -7,11 +7,12 @@ then wipes the ticket.  So there is no moment at which a task that somebody wait
 
     offered          the ticket is on the queue
     held             the ticket is in the memory of one replica, with how often it began to predict it
-    offered again    its replica died: the ticket lies at its own seat, ahead of the queue
+    offered again    its replica died: the ticket lies at its own seat, ahead of the queue; a suspect, which must be
+                     predicted alone, is offered there in the first place
 
 When a replica is dead, whoever notices recovers what it held.  A task that the dead replica was predicting is offered
-again alone; one that was predicted max_attempts times is guilty, and answered.  The seat is the one truth on whether
-anybody waits: a ticket whose uuid is not at its seat any more is dropped wherever it turns up.
+again alone; one that was predicted max_attempts times is answered, and guilty if it was alone.  The seat is the one
+truth on whether anybody waits: a ticket whose uuid is not at its seat any more is dropped wherever it turns up.
 
 Everything here happens under one lock, which a killed process gives back; each step leaves the memory such that a
 kill behind it loses nothing.  A subclass brings the queue, the lock, the replies and the sleep.
@@ -30,10 +31,10 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from serving.errors import DeadlineExceeded, FrameTooLarge, QueueFull, ReplyTooLarge
+from serving.errors import DeadlineExceeded, FrameTooLarge, QueueFull, ReplyTooLarge, ServingError
 
 # uuid, rows, seat, attempts, alone
 _TICKET = struct.Struct("<16sIHBB")
@@ -156,16 +157,13 @@ class Held:
                 attempts = ticket.attempts + (phase & _ATTEMPTS)
                 yield place, ticket._replace(attempts=attempts), bool(phase & _PREDICTING)
 
-    def holds(self, uuid: bytes) -> bool:
-        return any(ticket.uuid == uuid for _, ticket, _ in self.tickets())
-
     def alone(self) -> bool:
         """Whether a task is held that must be predicted alone."""
         return any(ticket.alone for _, ticket, _ in self.tickets())
 
 
 class Again:
-    """Tickets that are offered again, each at its own seat."""
+    """Tickets that are offered again, or must be predicted alone, each at its own seat: there is always room."""
 
     INNOCENT, ALONE = 1, 2
 
@@ -173,10 +171,13 @@ class Again:
         self._flags = mmap.mmap(-1, seats)
         self._tickets = mmap.mmap(-1, seats * TICKET_BYTES)
 
-    def put(self, ticket: Ticket) -> None:
+    def put(self, ticket: Ticket) -> bool:
         start = ticket.seat * TICKET_BYTES
+        # what lay here before is not read while it changes
+        self._flags[ticket.seat] = 0
         self._tickets[start : start + TICKET_BYTES] = ticket.encode()
         self._flags[ticket.seat] = self.ALONE if ticket.alone else self.INNOCENT
+        return True
 
     def wipe(self, seat: int) -> None:
         self._flags[seat] = 0
@@ -241,7 +242,8 @@ class Transport(ABC):
         self._seats.sit(ticket, frame)
         self._lock()
         try:
-            accepted = self._push(ticket.encode())
+            # one that must be predicted alone waits where others like it do, and needs no slot
+            accepted = self._again.put(ticket) if ticket.alone else self._push(ticket.encode())
         finally:
             self._unlock()
         if not accepted:
@@ -382,8 +384,9 @@ class Transport(ABC):
             self._unlock()
 
     def recover(self, id: int, verdict: Callable[[Ticket, bytes], bytes]) -> Recovery:
-        """Offer again what a dead replica held, and answer those that are guilty with a verdict.
+        """Offer again what a dead replica held, and answer what may not be predicted again with a verdict.
 
+        The ticket that a verdict is asked for is alone when nothing else was being predicted: then its task is guilty.
         Call it locked, once it is sure that the replica is dead.  May be killed and called again.
         """
         held = self._held[id - 1]
@@ -397,10 +400,10 @@ class Transport(ABC):
                 self._wake(ticket.seat)
             elif self._elsewhere(ticket, held):
                 pass
-            elif busy and ticket.attempts >= self._max_attempts:
-                self._put_reply(ticket.uuid, verdict(ticket, self._seats.frame(ticket) or b""))
-                self._wake(ticket.seat)
-                recovery.guilty.append(ticket)
+            elif ticket.attempts >= self._max_attempts:
+                last = ticket._replace(alone=busy and recovery.predicting == 1)
+                self._answer(last, verdict)
+                recovery.guilty.append(last)
             else:
                 again = ticket._replace(alone=ticket.alone or ticket.attempts > 0)
                 self._again.put(again)
@@ -410,14 +413,26 @@ class Transport(ABC):
             self._ring()
         return recovery
 
+    def _answer(self, ticket: Ticket, verdict: Callable[[Ticket, bytes], bytes]) -> None:
+        frame = self._seats.frame(ticket)
+        # its thread may have left just now
+        if frame is not None:
+            # without room for it the thread waits until its deadline; whoever recovers must not die of it
+            with suppress(ServingError):
+                self._put_reply(ticket.uuid, verdict(ticket, frame))
+            self._wake(ticket.seat)
+
     def _elsewhere(self, ticket: Ticket, own: Held) -> bool:
-        """Whether a ticket stands in another place as well: its replica died between two steps."""
+        """Whether a ticket stands in another place as well: its replica died between two steps.
+
+        A place that knows of fewer attempts is that of another dead replica, which was overtaken.
+        """
+        others = [other for held in self._held if held is not own for _, other, _ in held.tickets()]
+        others += self._again.tickets()
         head = self._head()
-        return (
-            any(held.holds(ticket.uuid) for held in self._held if held is not own)
-            or any(other.uuid == ticket.uuid for other in self._again.tickets())
-            or (head is not None and Ticket.decode(head).uuid == ticket.uuid)
-        )
+        if head is not None:
+            others.append(Ticket.decode(head))
+        return any(other.uuid == ticket.uuid and other.attempts >= ticket.attempts for other in others)
 
     # ---- what a subclass brings
 

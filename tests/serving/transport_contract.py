@@ -439,10 +439,63 @@ class TransportContract:
         transport.begin([taken])
         assert not transport.attempts_left(taken)
         transport.end([taken])
-        # it died between two predicts: nobody is guilty
+        transport.end([taken])
+
+    def test_no_task_is_predicted_more_often_than_it_may_be_whatever_its_replica_died_of(self, transport):
+        tickets = [offer(transport, 1, seat=transport.seat()), offer(transport, 2)]
+        taken = take(transport)
+        # the batch raised, then the first alone, and the replica died before it could say so
+        transport.begin(taken)
+        transport.end(taken)
+        transport.begin(taken[:1])
+        transport.end(taken[:1])
         recovery = die(transport, 1, heir=2)
-        assert [(found.attempts, found.alone) for found in recovery.again] == [(2, True)]
-        assert recovery.guilty == []
+        # it is answered, and nobody is guilty
+        assert [(found.uuid, found.attempts, found.alone) for found in recovery.guilty] == [(uuid(1), 2, False)]
+        assert transport.await_reply(tickets[0], soon()) == b"guilty" + frame(1)
+        assert [(found.uuid, found.attempts, found.alone) for found in recovery.again] == [(uuid(2), 1, True)]
+
+    def test_only_a_task_that_was_predicted_alone_is_guilty(self, transport):
+        tickets = [offer(transport, 1, seat=transport.seat()), offer(transport, 2)]
+        transport._max_attempts = 1
+        transport.begin(take(transport))
+        assert [found.alone for found in die(transport, 1, heir=2).guilty] == [False, False]
+        assert transport.await_reply(tickets[0], soon()) == b"guilty" + frame(1)
+        leave(transport, tickets[1])
+        offer(transport, 3)
+        transport.begin(take(transport))
+        assert [found.alone for found in die(transport, 2, heir=1).guilty] == [True]
+
+    def test_a_verdict_is_not_asked_for_when_the_thread_leaves_just_now(self, transport):
+        ticket = offer(transport, 1)
+        transport._max_attempts = 1
+        transport.begin(take(transport))
+        with pytest.MonkeyPatch.context() as patch:
+            # between the look at who waits and the look at the frame the next one sits down
+            patch.setattr(transport._seats, "frame", lambda ticket: None)
+            with transport.locked():
+                recovery = transport.recover(1, None)
+        assert [found.uuid for found in recovery.guilty] == [ticket.uuid]
+        assert not transport._has_reply(ticket.uuid)
+
+    def test_attempts_are_not_forgotten_when_two_die_that_held_one_task(self, transport):
+        seat = transport.seat()
+        for number, order in enumerate([(1, 2), (2, 1)]):
+            ticket = offer(transport, number, seat=seat)
+            # the first wrote it down, and died before it took it off the queue; the second died of it
+            transport.start_replica(1)
+            transport._own.add(ticket.encode())
+            transport.start_replica(2)
+            transport.begin(take(transport))
+            transport.start_replica(3)
+            for id in order:
+                recover(transport, id)
+            (taken,) = take(transport)
+            assert (taken.ticket.attempts, taken.ticket.alone) == (1, True)
+            transport.begin([taken])
+            assert [found.attempts for found in die(transport, 3, heir=1).guilty] == [2]
+            assert transport.await_reply(ticket, soon()) == b"guilty" + frame(number)
+            assert take(transport) == []
 
     def test_what_was_answered_is_held_no_more(self, transport):
         ticket = offer(transport, 1, seat=transport.seat())
@@ -508,6 +561,40 @@ class TransportContract:
         recover(transport, 1)
         recover(transport, 2)
         assert numbers(take(transport)) == [0]
+
+    def test_suspects_are_taken_one_at_a_time_and_by_all_replicas_but_one(self, transport):
+        for number in range(2):
+            offer(transport, number)
+        for number in range(2, 5):
+            offer(transport, number, alone=True)
+        held = {}
+        for id in (1, 2, 3):
+            transport.start_replica(id, lambda: 3)
+            held[id] = take(transport)
+        assert [numbers(taken) for taken in held.values()] == [[2], [3], [0, 1]]
+        # nor is the third woken for one
+        assert not transport._tempting()
+        transport.start_replica(2, lambda: 3)
+        finish(transport, held[2])
+        transport.start_replica(3, lambda: 3)
+        assert transport._tempting() and numbers(take(transport)) == [4]
+
+    def test_a_suspect_needs_no_slot_and_wakes_a_sleeping_replica(self, transport):
+        for number in range(SLOTS):
+            offer(transport, number)
+        taken = take(transport)
+        transport.take(0, ALL)
+
+        def offer_later():
+            time.sleep(BRIEFLY_S)
+            for number in range(SLOTS, 2 * SLOTS + 1):
+                offer(transport, number, alone=number == 2 * SLOTS)
+
+        woken, _ = together(lambda: take_some(transport), offer_later)
+        assert woken
+        finish(transport, taken + woken)
+        while woken := take(transport):
+            finish(transport, woken)
 
     # ---- both
 

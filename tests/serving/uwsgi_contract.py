@@ -4,9 +4,11 @@ In the class one process plays both sides; at the end the replicas are processes
 """
 
 import ctypes
+import itertools
 import mmap
 import os
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +109,21 @@ def test_a_cache_that_is_full_is_told_and_loses_nothing(transport):
     (taken,) = take(transport)
     transport.publish(taken, b"again")
     assert transport.await_reply(ticket, soon()) == b"again"
+
+
+def test_a_cache_that_is_full_does_not_end_whoever_recovers(transport):
+    ticket, other = offer(transport, 1, seat=transport.seat()), offer(transport, 2)
+    transport.begin(take(transport, 1))
+    die(transport, 1, heir=2)
+    transport.begin(take(transport))
+    take(transport)
+    with suppress(ServingError):
+        for number in itertools.count(10):
+            transport._put_reply(uuid(number), b"late")
+    recovery = die(transport, 2, heir=1)
+    assert [found.uuid for found in recovery.guilty] == [ticket.uuid]
+    assert [found.uuid for found in recovery.again] == [other.uuid]
+    assert leave(transport, ticket) is None
 
 
 def test_a_hole_in_the_queue_is_closed_and_what_comes_after_it_is_taken(transport):
