@@ -103,6 +103,8 @@ class Pool:
                     # perhaps another was faster, or its successor is there
                     if record.pid == pid:
                         self._bury(id, process)
+        # what the kernel kills from now on counts for the next death
+        self._oom_kills = oom_kills()
 
     def _guard(self) -> None:
         """All of a thread's life: look at the others, and kill those that are not well on two looks."""
@@ -223,7 +225,6 @@ class Pool:
         return bool(record.busy_since and time.monotonic() - record.busy_since >= self._settings.longest_predict_s)
 
     def _cause(self, record: Record, process: Process) -> str:
-        kills, self._oom_kills = self._oom_kills, oom_kills()
         memory = f"at {record.rss >> 20} MiB" if record.rss else ""
         if record.pid in self._killed:
             how = f"was killed: it {self._killed.pop(record.pid)}"
@@ -234,7 +235,7 @@ class Pool:
         else:
             number = os.WTERMSIG(process.status)
             how = f"was killed by signal {number} ({signal.Signals(number).name})"
-            if number == signal.SIGKILL and self._oom_kills > kills:
+            if number == signal.SIGKILL and oom_kills() > self._oom_kills:
                 how += ", out of memory"
             elif number == signal.SIGKILL and self._hung(record):
                 how += f": it had predicted for longer than predict_timeout_s = {self._settings.longest_predict_s}"
@@ -336,12 +337,13 @@ def look(pid: int) -> Process:
 
 
 def oom_kills() -> int:
-    """How many processes the kernel has killed for want of memory: in this cgroup, or on this machine."""
+    """A number that grows when the kernel kills a process for want of memory: in this cgroup, or on this machine."""
+    total = 0
     for file in _oom_files():
-        with suppress(OSError, ValueError, StopIteration):
+        with suppress(OSError, ValueError):
             words = (line.split() for line in Path(file).read_text().splitlines())
-            return next(int(count) for name, count in words if name == "oom_kill")
-    return 0
+            total += sum(int(count) for name, count in words if name == "oom_kill")
+    return total
 
 
 def _oom_files() -> list[str]:
@@ -353,7 +355,8 @@ def _oom_files() -> list[str]:
                 files.append(f"/sys/fs/cgroup{path}/memory.events")
             elif "memory" in controllers.split(","):
                 files.append(f"/sys/fs/cgroup/memory{path}/memory.oom_control")
-    return [*files, "/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control", "/proc/vmstat"]
+    # the last one counts also what other cgroups lose
+    return [*files, "/proc/vmstat"]
 
 
 def _pause_s(failures: int) -> float:
