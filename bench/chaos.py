@@ -413,7 +413,11 @@ def eat_memory(stage: Stage) -> None:
     poison("memory")(stage)
     cgroup = stage.environ.get("CHAOS_CGROUP")
     if cgroup:
-        stage.notes.append(f"killed by the kernel's OOM killer: {oom_kills(Path(str(cgroup)))} times, in a cgroup")
+        kills = oom_kills(Path(str(cgroup)))
+        stage.notes.append(f"killed by the kernel's OOM killer: {kills} times, in a cgroup")
+        told = (stage.server.run_dir / "server.log").read_text().count("(SIGKILL), out of memory")
+        if told < kills:
+            stage.fail(f"the log tells of {told} of {kills} out-of-memory kills")
     else:
         stage.notes.append("no cgroup can be made here: RLIMIT_AS, and abort() where memory is not given")
 
