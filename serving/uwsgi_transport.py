@@ -15,15 +15,18 @@ Source:   uWSGI 2.0.31 core/queue.c (push does not check for a full ring; push m
           the slot last), core/cache.c (update answers None when full).
 """
 
+import ctypes
 import itertools
 import math
 import mmap
 import os
 import select
+import struct
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import uwsgi
 
@@ -36,6 +39,11 @@ _REPLY_TTL_S = 5
 # fills a slot that must not be empty; no ticket is so short
 _NO_TICKET = b"\0"
 _FLAGS = os.EFD_NONBLOCK | os.EFD_CLOEXEC
+# linux/ipc.h and linux/sem.h; struct semid_ds begins with struct ipc_perm: key, uid, gid, cuid, cgid, mode
+_IPC_SET, _IPC_STAT, _GETPID = 1, 2, 11
+_MODE_OFFSET = 20
+# more than it has on any machine
+_SEMID_DS_BYTES = 256
 
 
 class UwsgiTransport(Transport):
@@ -52,6 +60,7 @@ class UwsgiTransport(Transport):
             settings.max_frame_bytes,
             settings.cache_blocksize,
         )
+        _close_semaphores()
         self._threads = settings.threads
         self._doorbell = os.eventfd(0, _FLAGS)
         self._wakers = [os.eventfd(0, _FLAGS) for _ in range(settings.seats)]
@@ -232,6 +241,17 @@ def after_fork(start: Callable[[], None]) -> None:
 def config_file() -> str:
     """The ini file that uWSGI was started with."""
     return str(uwsgi.opt["ini"].decode())
+
+
+def _close_semaphores() -> None:
+    """Keep other users from uWSGI's locks: it makes them with mode 666, and who holds one stops the server."""
+    libc = ctypes.CDLL(None)
+    about = ctypes.create_string_buffer(_SEMID_DS_BYTES)
+    for line in Path("/proc/sysvipc/sem").read_text().splitlines()[1:]:
+        id = int(line.split()[1])
+        if libc.semctl(id, 0, _GETPID) == os.getpid() and libc.semctl(id, 0, _IPC_STAT, about) == 0:
+            struct.pack_into("I", about, _MODE_OFFSET, 0o600)
+            libc.semctl(id, 0, _IPC_SET, about)
 
 
 def _check_same(settings: Settings) -> None:

@@ -370,3 +370,10 @@ def test_sockets_logs_and_the_run_folder_are_not_open_to_others(start):
     assert {"predict.sock", "control.sock", "access.log", "server.log", "nginx.conf"} <= {file.name for file in modes}
     assert {oct(mode) for file, mode in modes.items() if file.suffix == ".sock"} == {"0o660"}
     assert [file.name for file, mode in modes.items() if mode & 0o007] == []
+
+
+def test_the_locks_are_not_open_to_others(start):
+    server = start(MODEL=FANCY, MULES=1).wait_ready()
+    mine = server.semaphores(server.processes()["master"])
+    lines = [line.split() for line in Path("/proc/sysvipc/sem").read_text().splitlines()[1:]]
+    assert mine and {line[2] for line in lines if int(line[1]) in mine} == {"600"}

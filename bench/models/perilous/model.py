@@ -3,9 +3,9 @@
 Inputs that kill: a text whose first word is exit, segfault, sleep or memory.
 
 Kills at a point: the folder in CHAOS_DIR holds `point`, a page that all mules map, with a text like "after queue_pull"
-or zeros; and, while a kill is asked for, `token`.  A mule that comes to the point and takes the token away dies there by
-SIGKILL: `before` and `after` a call of uwsgi's queue, cache and locks or of an eventfd; `during` it by a timer of the
-kernel, a random time of at most MAX_DELAY_S after the call began.  It writes into `kills` where that was, and into
+or zeros; and, while a kill is asked for, `token`.  A mule that comes to the point and takes the token away dies there
+by SIGKILL: `before` and `after` a call of uwsgi's queue, cache and locks or of an eventfd; `during` it by a timer of
+the kernel, a random time of at most MAX_DELAY_S after the call began.  It writes into `kills` where that was, and into
 `calls` which calls there are.  Only a mule that has answered a request of the load does so.
 
 Runs in:  mule.
@@ -41,7 +41,12 @@ LIBC: Any = ctypes.CDLL(None, use_errno=True)
 class SigEvent(ctypes.Structure):
     """struct sigevent: which signal a timer sends."""
 
-    _fields_ = [("value", ctypes.c_void_p), ("number", ctypes.c_int), ("notify", ctypes.c_int), ("rest", ctypes.c_char * 48)]
+    _fields_ = [
+        ("value", ctypes.c_void_p),
+        ("number", ctypes.c_int),
+        ("notify", ctypes.c_int),
+        ("rest", ctypes.c_char * 48),
+    ]
 
 
 class Spec(ctypes.Structure):
@@ -123,7 +128,7 @@ class Killer:
 
 
 def eat_memory() -> None:
-    """Grow until the kernel kills (CHAOS_CGROUP), or until nothing is given any more, which most libraries do not survive."""
+    """Grow until the kernel kills (CHAOS_CGROUP), or until nothing is given any more, which few libraries survive."""
     cgroup = os.environ.get("CHAOS_CGROUP")
     if cgroup:
         Path(cgroup, "cgroup.procs").write_text(str(os.getpid()))
