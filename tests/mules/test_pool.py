@@ -152,6 +152,54 @@ def test_this_machine_counts_its_kills_for_want_of_memory():
     assert oom_kills() >= (counts[0] if counts else 0)
 
 
+def make_cgroup(name, limit_bytes):
+    """A memory cgroup of our own, or None where nobody may make one."""
+    for folder, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
+        cgroup = Path(folder, name)
+        with suppress(OSError):
+            cgroup.mkdir()
+            if (cgroup / limit).exists():
+                (cgroup / limit).write_text(str(limit_bytes))
+                return cgroup
+        with suppress(OSError):
+            cgroup.rmdir()
+    return None
+
+
+def test_a_real_kill_for_want_of_memory_is_counted_where_a_cgroup_can_be_made(spawn):
+    cgroup = make_cgroup(f"muleteer-test-{os.getpid()}", 64 << 20)
+
+    def want():
+        # the one that the kernel takes
+        Path("/proc/self/oom_score_adj").write_text("1000")
+        if cgroup is not None:
+            bytearray(b"x") * (256 << 20)
+            signal.pause()
+
+    def count():
+        if cgroup is not None:
+            (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+        before = oom_kills()
+        pid = os.fork()
+        if not pid:
+            try:
+                want()
+            finally:
+                os._exit(0)
+        return [before, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), oom_kills()]
+
+    try:
+        before, status, after = in_sibling(spawn, count)
+        if cgroup is None:
+            assert after >= before >= 0
+        else:
+            assert (status, after) == (-signal.SIGKILL, before + 1)
+    finally:
+        if cgroup is not None:
+            until(lambda: not (cgroup / "cgroup.procs").read_text().strip())
+            cgroup.rmdir()
+
+
 # ---- burials
 
 
