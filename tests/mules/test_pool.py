@@ -148,8 +148,8 @@ def test_this_machine_counts_its_kills_for_want_of_memory():
     assert "/proc/vmstat" in pools._oom_files()
     texts = [Path(file).read_text() for file in pools._oom_files() if Path(file).exists()]
     counts = [int(line.split()[1]) for text in texts for line in text.splitlines() if line.startswith("oom_kill ")]
-    # the first file that counts them; another process may be killed meanwhile
-    assert oom_kills() >= (counts[0] if counts else 0)
+    # another process may be killed meanwhile
+    assert oom_kills() >= sum(counts)
 
 
 def make_cgroup(name, limit_bytes):
@@ -193,7 +193,7 @@ def test_a_real_kill_for_want_of_memory_is_counted_where_a_cgroup_can_be_made(sp
         if cgroup is None:
             assert after >= before >= 0
         else:
-            assert (status, after) == (-signal.SIGKILL, before + 1)
+            assert status == -signal.SIGKILL and after > before
     finally:
         if cgroup is not None:
             until(lambda: not (cgroup / "cgroup.procs").read_text().strip())
