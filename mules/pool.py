@@ -234,7 +234,10 @@ class Pool:
             how = f"exited with status {os.WEXITSTATUS(process.status)}"
         else:
             number = os.WTERMSIG(process.status)
-            how = f"was killed by signal {number} ({signal.Signals(number).name})"
+            how = f"was killed by signal {number}"
+            # those between SIGRTMIN and SIGRTMAX have no name
+            with suppress(ValueError):
+                how += f" ({signal.Signals(number).name})"
             if number == signal.SIGKILL and oom_kills() > self._oom_kills:
                 how += ", out of memory"
             elif number == signal.SIGKILL and self._hung(record):
