@@ -95,7 +95,7 @@ class Sampler:
     def _cache_items(self) -> int:
         with socket.socket(socket.AF_UNIX) as stats:
             stats.settimeout(5)
-            stats.connect(str(self._server.run_dir / "stats.sock"))
+            stats.connect(str(next(self._server.run_dir.glob("uwsgi-*/stats.sock"))))
             told = b""
             while part := stats.recv(65536):
                 told += part

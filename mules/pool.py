@@ -96,6 +96,7 @@ class Pool:
         if now - self._looked < LOOK_S:
             return
         self._looked = now
+        kills = oom_kills()
         for id, record in enumerate(self._board.records, start=1):
             pid = record.pid
             if id != self._id and pid and (process := look(pid)).dead:
@@ -103,8 +104,8 @@ class Pool:
                     # perhaps another was faster, or its successor is there
                     if record.pid == pid:
                         self._bury(id, process)
-        # what the kernel kills from now on counts for the next death
-        self._oom_kills = oom_kills()
+        # what the kernel has killed since this look began counts for the next death
+        self._oom_kills = kills
 
     def _guard(self) -> None:
         """All of a thread's life: look at the others, and kill those that are not well on two looks."""
