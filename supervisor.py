@@ -265,14 +265,21 @@ class Supervisor:
             ready = self._until_ready(new, complete=True)
             new.link()
         except (LoadError, OSError):
+            with contextlib.suppress(OSError):
+                # one of the two links may be switched already
+                self.instance.link()
             self._stop_other()
             raise
         self.instance, self.other = new, self.instance
-        if self.nginx and nginx_conf != (file := self.run_dir / "nginx.conf").read_text():
-            # only then, for nginx closes the connections on which it has read no request yet
-            file.write_text(nginx_conf)
-            self.nginx.send_signal(signal.SIGHUP)
-        self._drain(self.other)
+        try:
+            if self.nginx and nginx_conf != (file := self.run_dir / "nginx.conf").read_text():
+                # only then, for nginx closes the connections on which it has read no request yet
+                file.write_text(nginx_conf)
+                self.nginx.send_signal(signal.SIGHUP)
+            self._drain(self.other)
+        except OSError as error:
+            # a full disk, say: the new one serves all the same
+            self._tell(f"the new uWSGI serves, and nginx keeps its limits: {error}")
         self._stop_other()
         card = ModelCard.from_dict(ready["model"])
         return f"uWSGI anew, {card.name}, version {card.version}, {ready['ready_replicas']} replicas"
@@ -312,6 +319,9 @@ class Supervisor:
             spare = ready.get("spare") or {}
             # those of an earlier reload are forgotten at some time after this one has begun
             failures = min(failures, spare.get("failures", 0))
+            stuck = [replica for replica in replicas if replica["state"] in ("paused", "failed")]
+            if stuck and new + len(stuck) == len(replicas):
+                raise LoadError(f"{new} replicas are new, and replica {stuck[0]['id']} is not: {stuck[0]['reason']}")
             if spare.get("failures", 0) > failures:
                 reason = f"the model in {self.instance.model.path} cannot be loaded: {spare['last_error']}"
                 raise LoadError(reason + self._see_log())

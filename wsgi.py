@@ -21,7 +21,7 @@ logging.basicConfig(
 )
 folder = ModelFolder.find(settings.model)
 transport = uwsgi_transport.UwsgiTransport(settings)
-quarantine = Quarantine(uwsgi_transport.Notes(), settings.quarantine_s, settings.longest_predict_s)
+quarantine = Quarantine(uwsgi_transport.Notes(), settings.quarantine_s)
 board = Board(settings.mules, settings.heartbeat_timeout_ms / 1000, settings.longest_predict_s)
 application = create_app(settings, transport, board, quarantine)
 # the supervisor writes there which reload it asks for

@@ -14,6 +14,7 @@ from typing import Any
 from app import codec, problems
 from serving.errors import (
     ClientError,
+    ClientGone,
     DeadlineExceeded,
     DecodeError,
     EngineError,
@@ -24,7 +25,7 @@ from serving.errors import (
     ServingError,
     UnsupportedMedia,
 )
-from serving.quarantine import Quarantine
+from serving.quarantine import Quarantine, digest
 from serving.settings import Settings
 from serving.store import Board
 from serving.task import Reply, Task
@@ -104,16 +105,16 @@ class Predict:
             raise
         try:
             return self._transport.await_reply(ticket, deadline)
-        except DeadlineExceeded:
-            if self._transport.predicting(ticket):
-                # it may have hung the replica
-                self._quarantine.keep(uuid, frame)
+        except (DeadlineExceeded, ClientGone):
+            # it may have hung the replica
+            self._transport.leave_digest(ticket, lambda: digest(frame))
             raise
 
     def _refuse_late(self, rows: int, deadline: float) -> None:
         """Raise Overloaded when what waits already takes longer than there is time."""
-        # where nobody waits it is tried in any case: only that tells when the model is faster again
-        if not self._settings.refuse_late or not (waiting := self._transport.waiting_rows()):
+        # where a replica is free it is tried in any case: only that tells when the model is faster again
+        waiting = self._transport.waiting_rows() if self._settings.refuse_late else 0
+        if waiting < max(1, len(self._board.ready())):
             return
         left_s = deadline - time.monotonic()
         needs_s = self._board.drain_s(waiting + rows)

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from bench import report
 from bench.load import CUT, PATIENCE_S, REFUSED, Load, Loss, Tally, Work, ask
-from bench.server import ENTRYPOINT, NotInTime, Server, alive, wait_until
+from bench.server import NotInTime, Server, alive, wait_until
 from bench.work import DIGITS, FANCY, ROOT, Digits, Fancy
 
 PERILOUS = ROOT / "bench" / "models" / "perilous"
@@ -479,10 +479,6 @@ def digits() -> Digits:
 
 
 @cache
-def help_text() -> str:
-    return subprocess.run([ENTRYPOINT, "--help"], capture_output=True, text=True, check=True).stdout
-
-
 def make_cgroup() -> Path | None:
     """A memory cgroup below this process's own; None where that is not allowed."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -517,8 +513,7 @@ def oom_kills(cgroup: Path) -> int:
 def rows() -> list[Row]:
     """All rows that this build can play."""
     # known to this build or not: a setting that is not known refuses to start
-    limited = "predict_timeout_s" in (ROOT / "uwsgi.ini").read_text()
-    timeout = {"SERVING_PREDICT_TIMEOUT_S": PREDICT_TIMEOUT_S} if limited else {}
+    timeout = {"SERVING_PREDICT_TIMEOUT_S": PREDICT_TIMEOUT_S}
     found = [
         Row("mules", "`kill -9` of mules", kill_mules, 16, 100),
         Row("mules-digits", "`kill -9` of mules, TensorFlow", kill_mules, 2, 20, model=DIGITS, mules=3),
@@ -563,10 +558,8 @@ def rows() -> list[Row]:
         ),
         Row("term", "`SIGTERM`", terminate, 2, 20, refusals={REFUSED}),
     ]
-    if "reload" in help_text():
-        found.insert(-1, Row("rolling", "rolling restart", reload(), 2, 10))
-        if "--all" in help_text():
-            found.insert(-1, Row("reload", "full reload", reload("--all"), 2, 10))
+    found.insert(-1, Row("rolling", "rolling restart", reload(), 2, 10))
+    found.insert(-1, Row("reload", "full reload", reload("--all"), 2, 10))
     return found
 
 

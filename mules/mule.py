@@ -22,6 +22,8 @@ from serving.transport import Transport
 
 # how long an idle replica sleeps at the most before it looks at its flags and says that it lives
 IDLE_S = LOOK_S
+# a replica serves for so long before it counts as too large
+LEAST_AGE_S = 10.0
 
 log = logging.getLogger("muleteer.mule")
 
@@ -100,6 +102,7 @@ def run(
     if stop.asked():
         pool.leave()
         return 0
+    record.beat()
     record.state = State.LOADING
     record.generation = pool.wanted_generation()
     try:
@@ -139,7 +142,9 @@ def serve(replica: Replica, pool: Pool, stop: Stop, transport: Transport, settin
     while not stop.due(transport, settings.stop_timeout_s):
         replica.step(IDLE_S if stop.drain_since is None else 0.02)
         pool.watch()
-        if (max_rss and record.rss > max_rss) or (max_tasks and record.tasks >= max_tasks):
+        # a limit that each is over at once must not replace one after the other without a pause
+        large = max_rss and record.rss > max_rss and time.monotonic() - record.ready_at > LEAST_AGE_S
+        if large or (max_tasks and record.tasks >= max_tasks):
             # it serves on until the spare has loaded the model
             record.worn = 1
 

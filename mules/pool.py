@@ -29,6 +29,15 @@ from serving.transport import Ticket, Transport
 from serving.wire import encode_reply, peek_request_id
 
 LONGEST_PAUSE_S = 60.0
+_OWN_SIGNALS = {
+    signal.SIGABRT,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGSEGV,
+    signal.SIGSYS,
+    signal.SIGTRAP,
+}
 # how often a mule looks at the others
 LOOK_S = 0.5
 # a death in service sooner than this, without one answer, is a crash loop
@@ -50,7 +59,14 @@ class Process(NamedTuple):
     def dead(self) -> bool:
         return self.state in "ZX"
 
+    @property
+    def fell(self) -> bool:
+        """Whether it ended by itself: nobody sends these signals to another process."""
+        status = self.status
+        return status is not None and (os.WIFEXITED(status) or os.WTERMSIG(status) in _OWN_SIGNALS)
 
+
+UNKNOWN = Process("?", 0, None, 0)
 GONE = Process("X", 0, None, 0)
 
 
@@ -151,12 +167,17 @@ class Pool:
     def _ailment(self, record: Record, process: Process) -> str:
         if process.state == "T":
             return "was stopped (SIGSTOP)"
-        if record.state not in (State.READY, State.SPARE, State.PAUSED, State.FAILED):
-            # a load takes its time
+        state, now = record.state, time.monotonic()
+        if state is State.LOADING:
+            # nothing beats meanwhile
+            limit_s = self._settings.load_timeout_s
+            late = limit_s and now - record.heartbeat > limit_s
+            return f"has been loading the model for longer than load_timeout_s = {limit_s}" if late else ""
+        if state not in (State.READY, State.SPARE, State.PAUSED, State.FAILED):
             return ""
         if self._hung(record):
             return f"has predicted for longer than predict_timeout_s = {self._settings.longest_predict_s}"
-        now, timeout_s = time.monotonic(), self._settings.heartbeat_timeout_ms / 1000
+        timeout_s = self._settings.heartbeat_timeout_ms / 1000
         if record.fresh(now, timeout_s, self._settings.longest_predict_s):
             return ""
         return f"has said nothing for {now - record.heartbeat:.1f} s"
@@ -182,10 +203,11 @@ class Pool:
             error = ReplicaCrashed(f"the process that predicted it {how}; {ticket.attempts} attempts were made")
             return encode_reply(Reply(ticket.uuid, 0, error=error))
 
-        hung = self._hung(record)
-        recovery = self._transport.recover(id, verdict)
-        for ticket in recovery.late:
-            self._note(ticket, hung)
+        by_itself = self._hung(record) or process.fell
+        recovery = self._transport.recover(id, verdict, by_itself)
+        for ticket, known in recovery.late:
+            if known is not None:
+                self._note(ticket, known, by_itself)
         log.error(
             "replica %d (pid %d) %s while %s: %d tasks are offered again, %d are not",
             id,
@@ -198,16 +220,10 @@ class Pool:
         record.last_death = how
         self._vacate(record, how)
 
-    def _note(self, ticket: Ticket, hung: bool) -> None:
-        """Judge a task whose thread has left while it was predicted."""
-        known = self._quarantine.kept(ticket.uuid)
-        if known is None:
-            return
-        alone = ticket.alone
-        if alone and (hung or ticket.attempts >= self._settings.max_attempts):
-            log.error(
-                "an input was predicted alone for %d s and never ended: refused", self._settings.longest_predict_s
-            )
+    def _note(self, ticket: Ticket, known: bytes, by_itself: bool) -> None:
+        """Judge a task whose thread has left while it was predicted, by the digest of its input."""
+        if ticket.alone and (by_itself or ticket.attempts >= self._settings.max_attempts):
+            log.error("an input for which nobody waits any more killed its process, alone: refused")
             self._quarantine.refuse(known)
         else:
             self._quarantine.suspect(known)
@@ -223,7 +239,8 @@ class Pool:
             record.retire()
 
     def _hung(self, record: Record) -> bool:
-        return bool(record.busy_since and time.monotonic() - record.busy_since >= self._settings.longest_predict_s)
+        since = record.busy_since
+        return bool(since and time.monotonic() - since >= self._settings.longest_predict_s)
 
     def _cause(self, record: Record, process: Process) -> str:
         memory = f"at {record.rss >> 20} MiB" if record.rss else ""
@@ -294,11 +311,11 @@ class Pool:
         posts = self._board.posts()
         if len(posts) < self._board.replicas:
             return Post(None, 0)
-        if not all(record.serves for record in posts):
-            # one after the other
+        if any(record.state in (State.STARTING, State.LOADING) for record in posts):
+            # one after the other; one that pauses after a failure is no reason to wait
             return None
         wanted = self.wanted_generation()
-        due = (record for record in posts if record.worn or record.generation < wanted)
+        due = (record for record in posts if record.serves and (record.worn or record.generation < wanted))
         return next((Post(record, record.pid) for record in due), None)
 
     def wanted_generation(self) -> int:
@@ -333,8 +350,11 @@ def look(pid: int) -> Process:
     try:
         # the name, in brackets, may hold anything
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (OSError, ValueError):
+    except (FileNotFoundError, ProcessLookupError):
         return GONE
+    except OSError:
+        # no file can be opened: that tells of this process, not of that one
+        return UNKNOWN
     state = fields[0]
     status = int(fields[49]) if state in "ZX" else None
     return Process(state, int(fields[1]), status, int(fields[21]) * os.sysconf("SC_PAGE_SIZE"))

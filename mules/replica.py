@@ -25,6 +25,8 @@ from serving.task import Reply, Task, Tensors
 from serving.transport import Taken, Transport
 from serving.wire import decode_task, encode_reply
 
+# how long a replica waits for more of a batch before it says again that it lives
+_WAIT_S = 0.5
 # a model that calls sys.exit has failed like any other; signals have handlers of their own
 EXITS = (SystemExit, KeyboardInterrupt)
 
@@ -100,7 +102,8 @@ class Replica:
             while (room := self._max_batch_rows - sum(one.ticket.rows for one in taken)) > 0 and (
                 left := until - time.monotonic()
             ) > 0:
-                taken += self._transport.take(left, room)
+                taken += self._transport.take(min(left, _WAIT_S), room)
+                self._record.beat()
         return taken
 
     def _answer(self, tasks: batching.Batch) -> None:

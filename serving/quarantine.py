@@ -14,10 +14,9 @@ import time
 from typing import Protocol
 
 from serving.errors import ReplicaCrashed
+from serving.transport import DIGEST_BYTES
 from serving.wire import content
 
-# between the moment a process hung for too long and the one that somebody finds it dead
-_GRACE_S = 10
 _REFUSED, _SUSPECT = b"refused", b"suspect"
 
 
@@ -34,10 +33,9 @@ class Notes(Protocol):
 class Quarantine:
     """Made before the fork, and so shared."""
 
-    def __init__(self, notes: Notes, quarantine_s: int, predict_timeout_s: int) -> None:
+    def __init__(self, notes: Notes, quarantine_s: int) -> None:
         self._notes = notes
         self._quarantine_s = quarantine_s
-        self._late_s = predict_timeout_s + _GRACE_S
         # until when anything is noted
         self._until = memoryview(mmap.mmap(-1, 8)).cast("d")
 
@@ -73,15 +71,6 @@ class Quarantine:
         if self.noted():
             self._notes.delete(digest(frame))
 
-    def keep(self, uuid: bytes, frame: bytes) -> None:
-        """Its thread leaves while it is predicted: should that never end, its frame will be gone by then."""
-        if self._quarantine_s:
-            self._notes.put(b"late" + uuid, digest(frame), self._late_s)
-
-    def kept(self, uuid: bytes) -> bytes | None:
-        """The digest of a task whose thread has left."""
-        return self._notes.get(b"late" + uuid)
-
     def _note(self, digest: bytes, note: bytes) -> None:
         if self._quarantine_s:
             self._until[0] = time.monotonic() + self._quarantine_s
@@ -90,4 +79,4 @@ class Quarantine:
 
 def digest(frame: bytes) -> bytes:
     """What an input is known by: never a uuid, which has 16 bytes."""
-    return hashlib.blake2b(content(frame), digest_size=24).digest()
+    return hashlib.blake2b(content(frame), digest_size=DIGEST_BYTES).digest()

@@ -91,6 +91,7 @@ class Settings:
     keepalive_timeout_s: int = _serving(75, 0)
     replica_threads: int = _serving(0, 0)
     load_attempts: int = _serving(3, 1)
+    load_timeout_s: int = _serving(600, 0)
     heartbeat_timeout_ms: int = _serving(3000, 1000)
     stop_timeout_s: int = _serving(9)
     log_level: str = _serving("info")

@@ -211,8 +211,15 @@ class Record:
 
     def fresh(self, now: float, heartbeat_timeout_s: float, predict_timeout_s: float) -> bool:
         """Whether it lives, as far as its heartbeat tells: in the middle of a predict nothing beats."""
+        # in this order: whoever ends a predict beats first
+        busy = self.busy_since
         age = now - self.heartbeat
-        return bool(age < (predict_timeout_s + heartbeat_timeout_s if self.busy_since else heartbeat_timeout_s))
+        return bool(age < (predict_timeout_s + heartbeat_timeout_s if busy else heartbeat_timeout_s))
+
+    def done_s(self, now: float) -> float:
+        """How much of the present predict is done, as far as it goes by its pace."""
+        since = self.busy_since
+        return float(min(max(0.0, now - since), self.overhead_s + self.batch_rows * self.row_s)) if since else 0.0
 
 
 class Board:
@@ -270,7 +277,9 @@ class Board:
         batch_rows = max(1, min(record.batch_rows for record in ready))
         overhead_s = sum(record.overhead_s for record in ready) / len(ready)
         row_s = sum(record.row_s for record in ready) / len(ready)
-        return float(math.ceil(share / batch_rows) * overhead_s + share * row_s)
+        now = time.monotonic()
+        done_s = sum(record.done_s(now) for record in ready) / len(ready)
+        return float(max(0.0, math.ceil(share / batch_rows) * overhead_s + share * row_s - done_s))
 
     def statuses(self, now: float | None = None) -> list[ReplicaStatus]:
         """The status of each process, the spare's too."""

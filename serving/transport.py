@@ -46,6 +46,7 @@ _NOBODY = bytes(16)
 _HELD = 0x40
 _PREDICTING = 0x80
 _ATTEMPTS = 0x3F
+DIGEST_BYTES = 24
 
 
 class Ticket(NamedTuple):
@@ -127,6 +128,9 @@ class Held:
     def __init__(self, places: int) -> None:
         self._phases = mmap.mmap(-1, places)
         self._tickets = mmap.mmap(-1, places * TICKET_BYTES)
+        # a uuid and the digest of its input, written by its thread when that leaves
+        self._left = mmap.mmap(-1, places * (16 + DIGEST_BYTES))
+        self._batch = memoryview(mmap.mmap(-1, 8)).cast("q")
         self._places = places
 
     def add(self, item: bytes) -> int:
@@ -136,6 +140,15 @@ class Held:
             self._tickets[place * TICKET_BYTES : (place + 1) * TICKET_BYTES] = item
             self._phases[place] = _HELD
         return place
+
+    @property
+    def batch(self) -> int:
+        """How many were predicted together, the last time."""
+        return self._batch[0]
+
+    @batch.setter
+    def batch(self, tasks: int) -> None:
+        self._batch[0] = tasks
 
     def begin(self, place: int) -> None:
         """It is predicted from now on, once more."""
@@ -156,6 +169,17 @@ class Held:
                 ticket = Ticket.decode(self._tickets[place * TICKET_BYTES : (place + 1) * TICKET_BYTES])
                 attempts = ticket.attempts + (phase & _ATTEMPTS)
                 yield place, ticket._replace(attempts=attempts), bool(phase & _PREDICTING)
+
+    def leave_digest(self, place: int, uuid: bytes, digest: bytes) -> None:
+        """Its thread leaves while it is predicted: should that never end, its frame will be gone by then."""
+        start = place * (16 + DIGEST_BYTES)
+        self._left[start : start + 16 + DIGEST_BYTES] = uuid + digest
+
+    def left_digest(self, place: int, uuid: bytes) -> bytes | None:
+        """The digest that the thread of a task has left."""
+        start = place * (16 + DIGEST_BYTES)
+        left = self._left[start : start + 16 + DIGEST_BYTES]
+        return left[16:] if left[:16] == uuid else None
 
     def alone(self) -> bool:
         """Whether a task is held that must be predicted alone."""
@@ -197,8 +221,8 @@ class Recovery(NamedTuple):
 
     again: list[Ticket]
     guilty: list[Ticket]
-    # was predicted when it died, and nobody waits for it any more
-    late: list[Ticket]
+    # was predicted when it died, and nobody waits for it any more; with the digest that its thread left
+    late: list[tuple[Ticket, bytes | None]]
     # how many it was predicting
     predicting: int
 
@@ -243,13 +267,23 @@ class Transport(ABC):
         self._lock()
         try:
             # one that must be predicted alone waits where others like it do, and needs no slot
-            accepted = self._again.put(ticket) if ticket.alone else self._push(ticket.encode())
+            accepted = self._again.put(ticket) if ticket.alone else self._push_past_gone(ticket.encode())
         finally:
             self._unlock()
         if not accepted:
             self._seats.leave(ticket.seat)
             raise QueueFull(f"all {self._slots} slots of the queue are taken (queue in uwsgi.ini)")
         self._ring()
+
+    def _push_past_gone(self, item: bytes) -> bool:
+        """Push; where the queue is full, past those at its head for whom nobody waits."""
+        while not self._push(item):
+            head = self._head()
+            if head is not None and self._seats.awaits(Ticket.decode(head)):
+                return False
+            if head is not None:
+                self._drop_head()
+        return True
 
     @abstractmethod
     def await_reply(self, ticket: Ticket, deadline: float) -> bytes:
@@ -263,9 +297,12 @@ class Transport(ABC):
         """The rows of all tasks that somebody waits for, queued or held."""
         return self._seats.rows()
 
-    def predicting(self, ticket: Ticket) -> bool:
-        """Whether a replica is predicting a task now."""
-        return any(busy and other.uuid == ticket.uuid for held in self._held for _, other, busy in held.tickets())
+    def leave_digest(self, ticket: Ticket, digest: Callable[[], bytes]) -> None:
+        """The thread that offered a ticket leaves; where a replica is predicting it, the digest of its input stays."""
+        for held in self._held:
+            for place, other, busy in held.tickets():
+                if busy and other.uuid == ticket.uuid:
+                    held.leave_digest(place, ticket.uuid, digest())
 
     # ---- the replica's side
 
@@ -342,6 +379,7 @@ class Transport(ABC):
 
     def begin(self, batch: list[Taken]) -> None:
         """Write down that a batch is being predicted."""
+        self._own.batch = len(batch)
         for taken in batch:
             self._own.begin(taken.place)
 
@@ -383,25 +421,29 @@ class Transport(ABC):
         finally:
             self._unlock()
 
-    def recover(self, id: int, verdict: Callable[[Ticket, bytes], bytes]) -> Recovery:
+    def recover(self, id: int, verdict: Callable[[Ticket, bytes], bytes], by_itself: bool = False) -> Recovery:
         """Offer again what a dead replica held, and answer what may not be predicted again with a verdict.
 
         The ticket that a verdict is asked for is alone when nothing else was being predicted: then its task is guilty.
+        So is, at once, the one task that was being predicted by a process that ended by_itself, killed by nobody.
         Call it locked, once it is sure that the replica is dead.  May be killed and called again.
         """
         held = self._held[id - 1]
         recovery = Recovery([], [], [], sum(busy for _, _, busy in held.tickets()))
         for place, ticket, busy in held.tickets():
-            if not self._seats.awaits(ticket):
-                if busy:
-                    recovery.late.append(ticket._replace(alone=recovery.predicting == 1))
+            alone = busy and held.batch == 1
+            # in this order: others put their reply first, and wipe their place then, without the lock
+            if self._elsewhere(ticket, held):
+                pass
             elif self._has_reply(ticket.uuid):
                 # it died before it woke the thread
                 self._wake(ticket.seat)
-            elif self._elsewhere(ticket, held):
-                pass
-            elif ticket.attempts >= self._max_attempts:
-                last = ticket._replace(alone=busy and recovery.predicting == 1)
+            elif not self._seats.awaits(ticket):
+                if busy:
+                    late = ticket._replace(alone=alone)
+                    recovery.late.append((late, held.left_digest(place, ticket.uuid)))
+            elif ticket.attempts >= self._max_attempts or (alone and by_itself):
+                last = ticket._replace(alone=alone)
                 self._answer(last, verdict)
                 recovery.guilty.append(last)
             else:

@@ -47,7 +47,7 @@ class Chain:
         self.signature = signature(self.model.inputs, self.model.outputs)
         self.transport = transport or MemoryTransport()
         self.board = Board(2, heartbeat_timeout_s=3, predict_timeout_s=5)
-        self.quarantine = Quarantine(MemoryNotes(), 60, 5)
+        self.quarantine = Quarantine(MemoryNotes(), 60)
         self.app = create_app(replace(SETTINGS, **settings), self.transport, self.board, self.quarantine)
         self._clients = {"short cut": Client(self.app.wsgi_app), "flask": Client(self.app.wsgi_app.flask_door)}
         self._stopped = threading.Event()

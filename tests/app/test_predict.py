@@ -305,15 +305,16 @@ def test_a_suspect_is_offered_as_one_that_is_predicted_alone(make_chain):
 def test_an_input_that_was_being_predicted_when_its_thread_left_is_remembered(make_chain):
     chain = make_chain(model := Gate()).serve()
     check_problem(chain.post(GOOD, X_Request_Timeout_Ms="200"), 504, "deadline")
-    held = [ticket for _, ticket, busy in chain.transport._held[0].tickets() if busy]
-    assert [chain.quarantine.kept(ticket.uuid) is not None for ticket in held] == [True]
+    held = chain.transport._held[0]
+    assert [held.left_digest(place, ticket.uuid) is not None for place, ticket, busy in held.tickets()] == [True]
     model.open.set()
 
 
 def test_an_input_that_was_only_queued_when_its_thread_left_is_not(make_chain):
     chain = make_chain(transport=Kept()).ready()
     check_problem(chain.post(GOOD, X_Request_Timeout_Ms="20"), 504, "deadline")
-    assert chain.quarantine.kept(chain.transport.tasks[0].uuid) is None
+    (taken,) = chain.transport.take(0, 1) or [None]
+    assert taken is None and chain.transport._held[0].left_digest(0, chain.transport.tasks[0].uuid) is None
 
 
 class Crashed(MemoryTransport):

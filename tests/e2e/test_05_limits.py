@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 
@@ -210,3 +210,42 @@ def test_a_client_that_goes_away_frees_its_thread_and_its_place_in_the_queue(sta
         assert first.result().status == 200
     # and the model never saw what nobody waits for
     assert len(count.read_text()) - warm == 4
+
+
+def test_clients_that_have_gone_take_no_slot_from_the_others(start, tmp_path):
+    server = start(MODEL=write_model(tmp_path / "slow", SLOW), MULES=1, QUEUE=4, WORKERS=2, THREADS=16).wait_ready()
+    with ThreadPoolExecutor(5) as clients:
+        first = clients.submit(server.predict, {"seconds": 1.5})
+        wait_until(lambda: server.ready()["replicas"][0]["busy_s"] > 0, "it is busy", 5)
+        gone = [server.connect() for _ in range(4)]
+        for connection in gone:
+            connection.request("POST", "/predict", b'{"seconds": 1}')
+        time.sleep(0.3)
+        for connection in gone:
+            connection.close()
+        time.sleep(0.3)
+        others = [clients.submit(server.predict, {"seconds": 0}) for _ in range(4)]
+        assert [answer.result().status for answer in (first, *others)] == [200] * 5
+
+
+def test_a_client_whose_deadline_is_shorter_than_a_predict_fills_no_cache(start, tmp_path):
+    server = start(MODEL=write_model(tmp_path / "slow", SLOW), MULES=1).wait_ready()
+    # more than the cache has items
+    with closing(server.connect()) as connection:
+        told = Counter(
+            ask(connection, "POST", "/predict", b'{"seconds": 0.006}', {"X-Request-Timeout-Ms": "5"}).status
+            for _ in range(1200)
+        )
+    assert told[504] > 1000, told
+    assert [server.predict({"seconds": 0}).status for _ in range(20)] == [200] * 20
+    assert "no free item" not in server.log and "FULL" not in server.log
+
+
+def test_a_free_replica_is_never_left_idle_for_a_deadline_that_is_short(start, tmp_path):
+    model = write_model(tmp_path / "slow", SLOW)
+    server = start(MODEL=model, MULES=4, SERVING_DEADLINE_MS=1000).wait_ready()
+    with ThreadPoolExecutor(4) as clients:
+        for _ in range(2):
+            assert [answer.status for answer in clients.map(lambda _: server.predict({"seconds": 0.85}), range(4))] == [
+                200
+            ] * 4

@@ -156,6 +156,7 @@ def test_make_help_lists_the_verbs(clone):
         "test",
         "check",
         "chaos",
+        "overload",
         "soak",
         "image",
         "clean",

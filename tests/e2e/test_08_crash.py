@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 from .conftest import FANCY, ask, wait_until, write_model
 from .test_04_health import SLOW
@@ -124,7 +125,7 @@ def test_a_predict_that_never_ends_is_ended_and_its_batch_is_answered(start, tmp
 def test_an_input_that_hangs_for_longer_than_its_deadline_is_refused_when_it_comes_again(start, tmp_path):
     server = trap(start, tmp_path, MULES=2, SERVING_PREDICT_TIMEOUT_S=2, SERVING_DEADLINE_MS=1000)
     assert server.predict({"do": "hang"}).json["code"] == "deadline"
-    wait_until(lambda: "never ended: refused" in server.log, "it is judged", 20)
+    wait_until(lambda: "killed its process, alone: refused" in server.log, "it is judged", 20)
     answer = server.predict({"do": "hang"})
     assert (answer.status, answer.json["code"]) == (500, "replica_crashed")
     assert int(answer.headers["retry-after"]) > 0
@@ -150,19 +151,86 @@ def test_a_spare_that_is_stopped_is_replaced(start):
     assert server.predict({"text": "x"}).status == 200
 
 
-def test_a_replica_that_crashes_before_it_answers_anything_is_started_with_growing_pauses(start, tmp_path):
+def test_an_input_that_hangs_is_refused_also_when_its_client_goes_away_each_time(start, tmp_path):
+    server = trap(start, tmp_path, MULES=2, SERVING_PREDICT_TIMEOUT_S=1)
+
+    def hit_and_run():
+        with closing(server.connect()) as connection:
+            connection.request("POST", "/predict", b'{"do": "hang"}')
+            time.sleep(0.3)
+
+    def refused():
+        hit_and_run()
+        return "nobody waits any more killed its process, alone: refused" in server.log
+
+    wait_until(refused, "it is judged", 20)
+    wait_until(lambda: server.ready()["ready_replicas"] == 2, "the pool is whole again", 20)
+    pids = sorted(replica["pid"] for replica in server.ready()["replicas"])
+    for _ in range(10):
+        hit_and_run()
+    assert server.predict({"do": "good"}).status == 200
+    assert sorted(replica["pid"] for replica in server.ready()["replicas"]) == pids
+
+
+def test_a_poison_that_is_alone_takes_one_replica_with_it_and_the_others_serve_on(start, tmp_path):
+    server = trap(start, tmp_path, MULES=2)
+    before = {replica["pid"] for replica in server.ready()["replicas"]}
+    assert server.predict({"do": "exit"}).json["code"] == "replica_crashed"
+    assert len(before & {replica["pid"] for replica in server.ready()["replicas"]}) == 1
+    assert server.predict({"do": "good"}).status == 200
+
+
+def test_a_replica_that_can_open_no_file_any_more_harms_no_other(start, tmp_path):
     source = TRAP.replace(
-        "        for text", "        if self.served: os._exit(5)\n        self.served = 4\n        for text"
+        "        for text",
+        """        for text in inputs["do"]:
+            if text == "open":
+                self.files = []
+                try:
+                    while True:
+                        self.files.append(open("/dev/null"))
+                except OSError:
+                    pass
+        for text""",
     )
+    server = start(MODEL=write_model(tmp_path / "open", source), MULES=3).wait_ready()
+    before = sorted(replica["pid"] for replica in server.ready()["replicas"])
+    server.predict({"do": "open"})
+    # each looks at the others meanwhile
+    time.sleep(3)
+    ready = server.ready()
+    assert ready["ready_replicas"] == 3 and sorted(replica["pid"] for replica in ready["replicas"]) == before
+    assert ready["spare"]["pid"]
+
+
+def test_a_signal_without_a_name_is_a_death_like_any_other(start):
+    server = start(MODEL=FANCY, MULES=2).wait_ready()
+    victim = server.ready()["replicas"][0]["pid"]
+    os.kill(victim, 35)
+    wait_until(lambda: f"(pid {victim}) was killed by signal 35" in server.log, "it is told", 10)
+    wait_until(lambda: server.ready()["ready_replicas"] == 2, "the pool is whole again", 20)
+
+
+def test_a_load_that_never_ends_is_ended(start, tmp_path):
+    source = TRAP.replace("        pass", "        while os.path.exists(path + '/hold'): time.sleep(0.05)")
+    model = write_model(tmp_path / "held", source)
+    server = start(MODEL=model, MULES=1, SERVING_LOAD_TIMEOUT_S=1).wait_ready()
+    (model / "hold").touch()
+    os.kill(server.ready()["replicas"][0]["pid"], signal.SIGKILL)
+    wait_until(lambda: "load_timeout_s = 1" in server.log, "it is killed", 20)
+    (model / "hold").unlink()
+    wait_until(lambda: server.ready()["ready_replicas"] == 1, "the next one is ready", 30)
+
+
+def test_a_replica_that_crashes_before_it_answers_anything_is_started_with_growing_pauses(start, tmp_path):
     # the warm-up predicts four times: the fifth is the first request
-    source = source.replace("        pass", "        self.served = 0").replace(
-        "if self.served: os._exit(5)\n        self.served = 4",
-        "self.served += 1\n        if self.served > 4: os._exit(5)",
+    source = TRAP.replace("        pass", "        self.served = 0").replace(
+        "        for text", "        self.served += 1\n        if self.served > 4: os._exit(5)\n        for text"
     )
     server = start(MODEL=write_model(tmp_path / "loop", source), MULES=1).wait_ready()
-    for number in range(2):
+    for number in range(3):
         assert server.predict({"do": f"good:{number}"}).json["code"] == "replica_crashed"
-        wait_until(lambda: server.ready()["replicas"][0]["crashes"] >= 2, "the crashes are counted", 20)
+        wait_until(lambda number=number: server.ready()["replicas"][0]["crashes"] == number + 1, "it is counted", 20)
         wait_until(lambda: server.ready()["ready_replicas"] == 1, "it is tried again", 20)
     assert server.ready()["replicas"][0]["last_death"].startswith("exited with status 5")
 

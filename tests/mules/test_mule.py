@@ -64,7 +64,7 @@ class Life:
         """Its exit status."""
         settings = replace(SETTINGS, **settings)
         transport = transport or Signalled()
-        quarantine = Quarantine(MemoryNotes(), 60, 10)
+        quarantine = Quarantine(MemoryNotes(), 60)
         self.pool = Pool(self._id, settings, self.board, transport, quarantine, self.reload_file)
         return mules.run(
             settings,

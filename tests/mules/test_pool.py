@@ -17,7 +17,7 @@ import pytest
 from mules import pool as pools
 from mules.pool import GONE, Pool, Post, look, oom_kills
 from serving.errors import ReplicaCrashed
-from serving.quarantine import Quarantine
+from serving.quarantine import Quarantine, digest
 from serving.store import Board, State
 from serving.transport import MemoryTransport
 from serving.wire import decode_reply
@@ -211,7 +211,7 @@ class Grave:
         self.board = Board(2, 3, 5)
         self.transport = MemoryTransport(replicas=3, max_attempts=self.settings.max_attempts)
         self.bench = Bench(transport=self.transport)
-        self.quarantine = Quarantine(MemoryNotes(), self.settings.quarantine_s, 5)
+        self.quarantine = Quarantine(MemoryNotes(), self.settings.quarantine_s)
         self.reload_file = tmp_path / "reload"
         self.victim, self.other, self.spare = self.board.records
         self.pool = self.make_pool(3)
@@ -433,7 +433,7 @@ def crash(grave, spawn, alone=True, hung=False, leave=False):
         grave.victim.beat(busy=True)
         grave.victim.busy_since -= 11
     if leave:
-        grave.quarantine.keep(ticket.uuid, taken[0].frame)
+        grave.transport.leave_digest(ticket, lambda: digest(taken[0].frame))
         grave.transport._seats.leave(ticket.seat)
     kill(pid)
     grave.watch()

@@ -263,7 +263,7 @@ def test_a_batch_that_raised_is_not_predicted_again_when_its_attempts_are_used_u
 
 def test_a_task_that_must_be_predicted_alone_is_and_clears_itself():
     notes = MemoryNotes()
-    quarantine = Quarantine(notes, 60, 10)
+    quarantine = Quarantine(notes, 60)
     bench = Bench(quarantine=quarantine, batch_wait_ms=3_600_000)
     suspect, other = bench.offer([1]), bench.offer([2])
     # it was predicted by one that died
@@ -292,7 +292,7 @@ def test_suspects_that_came_together_with_others_are_predicted_alone_after_them(
 
 
 def test_a_suspect_that_raises_has_done_no_harm():
-    quarantine = Quarantine(MemoryNotes(), 60, 10)
+    quarantine = Quarantine(MemoryNotes(), 60)
     bench = Bench(quarantine=quarantine)
     task = bench.offer([13])
     dead = bench.transport.take(0, 1)

@@ -26,7 +26,7 @@ BAD, GOOD = asked(13), asked(1)
 class QuarantineContract:
     @pytest.fixture
     def quarantine(self, notes):
-        return Quarantine(notes, REFUSED_S, 10)
+        return Quarantine(notes, REFUSED_S)
 
     def test_while_nothing_is_noted_everything_is_admitted(self, quarantine):
         assert not quarantine.noted()
@@ -58,7 +58,7 @@ class QuarantineContract:
             quarantine.admit(BAD)
 
     def test_a_refusal_ends(self, notes):
-        quarantine = Quarantine(notes, 1, 10)
+        quarantine = Quarantine(notes, 1)
         quarantine.refuse(digest(BAD))
         until = time.monotonic() + 30
         while True:
@@ -70,20 +70,11 @@ class QuarantineContract:
                 time.sleep(0.05)
         assert not quarantine.noted() or quarantine.admit(GOOD) is False
 
-    def test_a_task_whose_thread_has_left_is_still_known(self, quarantine):
-        assert quarantine.kept(b"u" * 16) is None
-        quarantine.keep(b"u" * 16, BAD)
-        assert quarantine.kept(b"u" * 16) == digest(BAD)
-        assert quarantine.kept(b"v" * 16) is None
-        # which is no judgement
-        assert quarantine.admit(BAD) is False
-
     def test_without_a_quarantine_nothing_is_noted(self, notes):
-        quarantine = Quarantine(notes, 0, 10)
+        quarantine = Quarantine(notes, 0)
         quarantine.refuse(digest(BAD))
         quarantine.suspect(digest(GOOD))
-        quarantine.keep(b"u" * 16, BAD)
-        assert not quarantine.noted() and quarantine.kept(b"u" * 16) is None
+        assert not quarantine.noted()
         assert quarantine.admit(BAD) is quarantine.admit(GOOD) is False
 
     def test_a_digest_is_never_taken_for_a_uuid(self, quarantine):

@@ -285,12 +285,22 @@ class TransportContract:
         offer(transport, 5, seat=tickets[3].seat)
         assert numbers(take(transport)) == [0, 2, 5]
 
-    def test_the_slots_of_those_who_left_are_free_again_once_somebody_takes(self, transport):
+    def test_the_slots_of_those_who_left_at_the_head_of_the_queue_are_free_at_once(self, transport):
         for number in range(SLOTS):
+            leave(transport, offer(transport, number))
+        for number in range(SLOTS, 2 * SLOTS):
+            offer(transport, number)
+        with pytest.raises(QueueFull):
+            offer(transport, 2 * SLOTS)
+        assert numbers(take(transport)) == [*range(SLOTS, 2 * SLOTS)]
+
+    def test_a_slot_behind_one_that_is_awaited_is_free_once_somebody_takes(self, transport):
+        offer(transport, 0)
+        for number in range(1, SLOTS):
             leave(transport, offer(transport, number))
         with pytest.raises(QueueFull):
             offer(transport, SLOTS)
-        assert take(transport) == []
+        assert numbers(take(transport)) == [0]
         offer(transport, SLOTS)
         assert numbers(take(transport)) == [SLOTS]
 
@@ -523,14 +533,14 @@ class TransportContract:
         leave(transport, tickets[1])
         leave(transport, tickets[2])
         recovery = die(transport, 1, heir=2)
-        assert [(found.uuid, found.attempts, found.alone) for found in recovery.late] == [(uuid(1), 1, False)]
+        assert [(found.uuid, found.attempts, found.alone) for found, _ in recovery.late] == [(uuid(1), 1, False)]
         assert [found.uuid for found in recovery.again] == [uuid(0)]
 
     def test_a_task_predicted_alone_whose_thread_has_left_is_told_as_alone(self, transport):
         ticket = offer(transport, 1)
         transport.begin(take(transport))
         leave(transport, ticket)
-        assert [found.alone for found in die(transport, 1, heir=2).late] == [True]
+        assert [found.alone for found, _ in die(transport, 1, heir=2).late] == [True]
 
     def test_a_sleeping_replica_wakes_for_what_is_offered_again(self, transport):
         offer(transport, 1)
@@ -623,17 +633,45 @@ class TransportContract:
         # their tickets are still queued
         assert not transport.waiting() and transport.waiting_rows() == 0
 
-    def test_a_task_is_being_predicted_between_begin_and_its_end(self, transport):
-        offer(transport, 1)
-        (taken,) = take(transport)
-        assert not transport.predicting(taken.ticket)
-        transport.begin([taken])
-        assert transport.predicting(taken.ticket) and not transport.predicting(at(2))
-        transport.end([taken])
-        assert not transport.predicting(taken.ticket)
-        transport.begin([taken])
-        transport.publish(taken, b"reply")
-        assert not transport.predicting(taken.ticket)
+    def test_a_digest_stays_only_where_a_task_is_being_predicted(self, transport):
+        tickets = [offer(transport, number) for number in range(3)]
+        taken = take(transport)
+        transport.begin(taken[:2])
+        for ticket in tickets:
+            leave(transport, ticket)
+            transport.leave_digest(ticket, lambda ticket=ticket: ticket.uuid[-1:] * 24)
+        transport.end(taken[1:2])
+        # one that is held twice at the same place is not taken for the one before
+        transport.publish(taken[2], b"reply")
+        assert [(ticket.uuid, digest) for ticket, digest in die(transport, 1, heir=2).late] == [(uuid(0), b"\0" * 24)]
+
+    def test_a_digest_of_the_task_before_is_not_taken_for_that_of_the_next_in_its_place(self, transport):
+        for number in (1, 2):
+            ticket = offer(transport, number)
+            (taken,) = take(transport)
+            transport.begin([taken])
+            leave(transport, ticket)
+            if number == 1:
+                transport.leave_digest(ticket, lambda: b"d" * 24)
+                transport.publish(taken, b"reply")
+        assert [digest for _, digest in die(transport, 1, heir=2).late] == [None]
+
+    def test_the_one_task_of_a_process_that_ended_by_itself_is_guilty_at_once(self, transport):
+        ticket = offer(transport, 1, seat=transport.seat())
+        transport.begin(take(transport))
+        with transport.locked():
+            recovery = transport.recover(1, lambda ticket, frame: b"guilty", by_itself=True)
+        assert [(found.uuid, found.alone) for found in recovery.guilty] == [(uuid(1), True)] and not recovery.again
+        assert transport.await_reply(ticket, soon()) == b"guilty"
+
+    def test_of_a_batch_none_is_guilty_at_once_also_when_others_are_answered_already(self, transport):
+        offer(transport, 1), offer(transport, 2)
+        taken = take(transport)
+        transport.begin(taken)
+        transport.publish(taken[0], b"reply")
+        with transport.locked():
+            recovery = transport.recover(1, lambda ticket, frame: b"guilty", by_itself=True)
+        assert [found.uuid for found in recovery.again] == [uuid(2)] and not recovery.guilty
 
     def test_a_thread_keeps_its_seat_and_shares_it_with_no_other(self, transport):
         everybody = threading.Barrier(4)
