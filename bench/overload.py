@@ -115,8 +115,8 @@ def play(case: Case, seconds: float, times: float) -> Result:
             memory.append(rss(server))
         took_s = time.monotonic() - began
         tally = load.stop()
-        accepted_s, refused_s = durations(server.run_dir / "access.log")
         recovery_s = recover(server, deadline_s)
+        accepted_s, refused_s = durations(server.run_dir / "access.log")
         server.stop()
     finally:
         server.close()
