@@ -25,11 +25,12 @@ from serving.errors import (
     ServingError,
     UnsupportedMedia,
 )
+from serving.ledger import Ticket
 from serving.quarantine import Quarantine, digest
 from serving.settings import Settings
 from serving.store import Board
 from serving.task import Reply, Task
-from serving.transport import Ticket, Transport
+from serving.transport import Transport
 from serving.wire import decode_reply, encode_task
 
 # status line, headers, body

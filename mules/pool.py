@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serving.errors import ReplicaCrashed
+from serving.ledger import Ticket
 from serving.quarantine import Quarantine, digest
 from serving.settings import Settings
 from serving.store import Board, Record, State
 from serving.task import Reply
-from serving.transport import Ticket, Transport
+from serving.transport import Transport
 from serving.wire import encode_reply, peek_request_id
 
 LONGEST_PAUSE_S = 60.0

@@ -17,12 +17,13 @@ from mules.canary import Canary, check_outputs
 from mules.pace import Pace
 from serving import batching
 from serving.errors import EngineError, ModelError, ServingError
+from serving.ledger import Taken
 from serving.model import ModelCard, ModelFolder
 from serving.quarantine import Quarantine
 from serving.settings import Settings
 from serving.store import Record
 from serving.task import Reply, Task, Tensors
-from serving.transport import Taken, Transport
+from serving.transport import Transport
 from serving.wire import decode_task, encode_reply
 
 # how long a replica waits for more of a batch before it says again that it lives

@@ -14,7 +14,7 @@ import time
 from typing import Protocol
 
 from serving.errors import ReplicaCrashed
-from serving.transport import DIGEST_BYTES
+from serving.ledger import DIGEST_BYTES
 from serving.wire import content
 
 _REFUSED, _SUSPECT = b"refused", b"suspect"

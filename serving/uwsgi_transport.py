@@ -31,8 +31,9 @@ from pathlib import Path
 import uwsgi
 
 from serving.errors import ClientGone, DeadlineExceeded, ServingError, SettingsError
+from serving.ledger import Ticket
 from serving.settings import Settings
-from serving.transport import Ticket, Transport
+from serving.transport import Transport
 
 # a reply that came too late for its thread leaves the cache by itself after this many seconds
 _REPLY_TTL_S = 5

@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"serving.errors"},
     {"serving.task"},
-    {"serving.signature", "serving.settings"},
+    {"serving.signature", "serving.settings", "serving.ledger"},
     {"serving.wire", "serving.batching", "serving.transport", "serving.model"},
-    {"serving.uwsgi_transport", "serving.store", "serving.quarantine"},
+    {"serving.uwsgi_transport", "serving.memory_transport", "serving.store", "serving.quarantine"},
     {"app", "mules"},
     {"wsgi", "instance", "nginx", "reload"},
     {"supervisor"},

@@ -11,12 +11,12 @@ from werkzeug.test import Client
 from app import create_app
 from mules.engines.python import PythonEngine
 from mules.replica import Replica
+from serving.memory_transport import MemoryTransport
 from serving.model import ModelCard
 from serving.quarantine import Quarantine
 from serving.settings import Settings
 from serving.signature import Signature, TensorSpec
 from serving.store import Board
-from serving.transport import MemoryTransport
 from tests.serving.memory_notes import MemoryNotes
 
 SETTINGS = Settings.read(Path(__file__).parents[2] / "uwsgi.ini", {})

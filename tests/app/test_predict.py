@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from serving.errors import ReplicaCrashed
+from serving.ledger import Ticket
+from serving.memory_transport import MemoryTransport
 from serving.quarantine import digest
 from serving.store import State
 from serving.task import Reply
-from serving.transport import MemoryTransport, Ticket
 from serving.wire import decode_task, encode_reply
 
 from .conftest import DOORS, Chain, Double, check_problem

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from mules.replica import Replica
+from serving.ledger import Ticket
+from serving.memory_transport import MemoryTransport
 from serving.settings import Settings
 from serving.signature import Signature, TensorSpec
 from serving.store import Board
 from serving.task import Task
-from serving.transport import MemoryTransport, Ticket
 from serving.wire import decode_reply, encode_task
 
 SETTINGS = Settings.read(Path(__file__).parents[2] / "uwsgi.ini", {})

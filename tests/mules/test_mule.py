@@ -13,9 +13,9 @@ from mules import mule as mules
 from mules.mule import Stop
 from mules.pool import Pool
 from serving.errors import DeadlineExceeded
+from serving.memory_transport import MemoryTransport
 from serving.quarantine import Quarantine
 from serving.store import Board, State
-from serving.transport import MemoryTransport
 from serving.wire import decode_reply
 from tests.serving.memory_notes import MemoryNotes
 

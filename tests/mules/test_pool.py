@@ -17,9 +17,9 @@ import pytest
 from mules import pool as pools
 from mules.pool import GONE, Pool, Post, look, oom_kills
 from serving.errors import ReplicaCrashed
+from serving.memory_transport import MemoryTransport
 from serving.quarantine import Quarantine, digest
 from serving.store import Board, State
-from serving.transport import MemoryTransport
 from serving.wire import decode_reply
 from tests.serving.memory_notes import MemoryNotes
 

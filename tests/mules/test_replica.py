@@ -11,10 +11,10 @@ import pytest
 from mules import replica as replicas
 from mules.canary import Canary
 from serving.errors import DeadlineExceeded, EngineError, ModelError, ReplyTooLarge
+from serving.memory_transport import MemoryTransport
 from serving.quarantine import Quarantine, digest
 from serving.signature import TensorSpec
 from serving.store import Board
-from serving.transport import MemoryTransport
 from tests.serving.memory_notes import MemoryNotes
 
 from .bench import MODEL, SETTINGS, Bench, Engine

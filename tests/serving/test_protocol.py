@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from serving.errors import QueueFull
-from serving.transport import Again, MemoryTransport
+from serving.ledger import Again
+from serving.memory_transport import MemoryTransport
 
 from .transport_contract import at, frame
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.transport import TICKET_BYTES, Again, Held, MemoryTransport, Seats, Ticket
+from serving.ledger import TICKET_BYTES, Again, Held, Seats, Ticket
+from serving.memory_transport import MemoryTransport
 
 from .transport_contract import REPLICAS, SEATS, SLOTS, TransportContract, at, frame
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from serving.errors import DeadlineExceeded, FrameTooLarge, QueueFull, ReplyTooLarge
-from serving.transport import Ticket
+from serving.ledger import Ticket
 
 SLOTS, SEATS, REPLICAS = 8, 24, 4
 # how long what must come is waited for, and what must not
