@@ -11,11 +11,13 @@ then wipes the ticket.  So there is no moment at which a task that somebody wait
                      predicted alone, is offered there in the first place
 
 When a replica is dead, whoever notices recovers what it held.  A task that the dead replica was predicting is offered
-again alone; one that was predicted max_attempts times is answered, and guilty if it was alone.  The seat is the one
-truth on whether anybody waits: a ticket whose uuid is not at its seat any more is dropped wherever it turns up.
+again alone; one that was predicted max_attempts times, or was alone when its process ended by itself, is answered.  The
+seat is the one truth on whether anybody waits: a ticket whose uuid is not at its seat any more is dropped wherever it
+turns up.
 
 Offers, takes and recoveries happen under one lock, which a killed process gives back; a worker writes to its own seats,
-and a replica to its own places, without it.  Each step leaves the memory such that a kill behind it loses nothing.  A subclass brings the queue, the lock, the replies and the sleep.
+and a replica to its own places, without it.  Each step leaves the memory such that a kill behind it loses nothing.  A
+subclass brings the queue, the lock, the replies and the sleep.
 
 Runs in:  both.
 Shapes:   frames are opaque bytes, at most max_frame_bytes; replies at most max_reply_bytes.
