@@ -3,6 +3,7 @@
 Runs in:  master, and all that is forked from it.  Nothing here may import an ML framework.
 """
 
+import ctypes
 import logging
 import os
 from pathlib import Path
@@ -13,6 +14,9 @@ from serving.model import ModelFolder
 from serving.quarantine import Quarantine
 from serving.settings import Settings
 from serving.store import Board
+
+# malloc.h
+M_ARENA_MAX = -8
 
 settings = Settings.read(Path(uwsgi_transport.config_file()))
 logging.basicConfig(
@@ -32,6 +36,8 @@ def start_process() -> None:
     """What a new worker or mule does first; for a mule, all it ever does."""
     id = uwsgi_transport.mule_id()
     if not id:
+        # glibc gives each few threads a heap of their own, which fills up over hours; two do for threads that take turns
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
         transport.start_worker()
         return
     status = 1

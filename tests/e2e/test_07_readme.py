@@ -156,8 +156,8 @@ def test_make_help_lists_the_verbs(clone):
         "test",
         "check",
         "chaos",
-        "overload",
         "soak",
+        "overload",
         "image",
         "clean",
     ]
