@@ -36,7 +36,7 @@ def start_process() -> None:
     """What a new worker or mule does first; for a mule, all it ever does."""
     id = uwsgi_transport.mule_id()
     if not id:
-        # glibc gives each few threads a heap of their own, which fills up over hours; two do for threads that take turns
+        # glibc gives every few threads a heap, which all fill up over hours; two do for threads that take turns
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
         transport.start_worker()
         return
