@@ -661,6 +661,9 @@ class Scene:
         for seat, acts in self._threads.items():
             turns.add(partial(self._thread, world, turns, seat, acts))
         turns.run(THREADS)
+        # before the threads come to look: what is answered must not be predicted again
+        for id in world.alive[:1]:
+            world.act(id, "RS")
         world.finish(backwards)
         return turns
 
