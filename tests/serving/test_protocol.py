@@ -8,8 +8,8 @@ several bytes can end in its middle.  Up to three replicas die after one another
 Every interleaving of steps: two or three actors (replicas that take, predict and publish, or recover; a thread that
 waits, leaves, or offers the next task at its seat) run step by step, and before each write, each half of a longer one,
 and each read another may run on.  For small scenes all schedules with at most one, two or three preemptions are tried,
-except those that differ only in what no other actor touches, each with every death of one replica: before the others
-run, or among them.  For larger scenes schedules are drawn, always the same ones.
+except those that differ only in what no other actor touches; each with every death of one replica that leaves another
+memory, before the others run or among them.  For larger scenes schedules are drawn, always the same ones.
 
 Any order of whole acts, with any kills, is drawn by a state machine.
 
