@@ -150,7 +150,9 @@ class Held:
     def leave_digest(self, place: int, uuid: bytes, digest: bytes) -> None:
         """Its thread leaves while it is predicted: should that never end, its frame will be gone by then."""
         start = place * (16 + DIGEST_BYTES)
-        self._left[start : start + 16 + DIGEST_BYTES] = uuid + digest
+        # the uuid last: half a digest is not taken for one
+        self._left[start + 16 : start + 16 + DIGEST_BYTES] = digest
+        self._left[start : start + 16] = uuid
 
     def left_digest(self, place: int, uuid: bytes) -> bytes | None:
         """The digest that the thread of a task has left."""

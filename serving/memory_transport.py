@@ -47,9 +47,10 @@ class MemoryTransport(Transport):
             with self._changed:
                 if not self._changed.wait_for(lambda: ticket.uuid in self._replies, deadline - time.monotonic()):
                     raise DeadlineExceeded("no reply came before the deadline")
-                return self._replies.pop(ticket.uuid)
         finally:
             self._seats.leave(ticket.seat)
+        # only now: whoever recovers finds the reply, or nobody who waits
+        return self._replies.pop(ticket.uuid)
 
     def _lock(self) -> None:
         self._mutex.acquire()

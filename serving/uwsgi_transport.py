@@ -121,16 +121,24 @@ class UwsgiTransport(Transport):
                 except BlockingIOError:
                     continue
                 # the wake-up may be for a reply that came too late for the request before
-                if reply := _take_reply(ticket.uuid):
+                if reply := self._take_reply(ticket):
                     return reply
             # published by a replica that died before it woke anybody
-            if reply := _take_reply(ticket.uuid):
+            if reply := self._take_reply(ticket):
                 return reply
         finally:
             self._seats.leave(ticket.seat)
             if client >= 0:
                 poll.unregister(client)
         raise DeadlineExceeded("no reply came before the deadline (deadline_ms, or X-Request-Timeout-Ms)")
+
+    def _take_reply(self, ticket: Ticket) -> bytes | None:
+        reply: bytes | None = uwsgi.cache_get(ticket.uuid)
+        if reply is not None:
+            # in this order: whoever recovers finds the reply, or nobody who waits
+            self._seats.leave(ticket.seat)
+            uwsgi.cache_del(ticket.uuid)
+        return reply
 
     def workers(self) -> list[int]:
         return [pid for pid in self._pids if pid]
@@ -201,13 +209,6 @@ class UwsgiTransport(Transport):
                 return False
         # also when nobody rang: the ring may have woken a replica that died
         return True
-
-
-def _take_reply(uuid: bytes) -> bytes | None:
-    reply: bytes | None = uwsgi.cache_get(uuid)
-    if reply is not None:
-        uwsgi.cache_del(uuid)
-    return reply
 
 
 class Notes:

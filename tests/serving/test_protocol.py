@@ -1,16 +1,31 @@
-"""The protocol, checked: no interleaving loses a task, answers twice, or executes one more than max_attempts times.
+"""The protocol, checked: whatever dies or runs in between, no task is lost, answered twice, or executed too often.
 
-On the real code, over MemoryTransport: every single write to what processes share can be the last thing that a process
-does.  A write of several bytes can end in its middle.  The lock is given back, as it is when its holder is killed.
+On the real code, over MemoryTransport.  The lock is given back, as it is when its holder is killed.
+
+Every kill: each write to what processes share can be the last thing that a replica or a worker does, and a write of
+several bytes can end in its middle.  Up to three replicas die after one another; all such lives are tried.
+
+Every interleaving of steps: two or three actors (replicas that take, predict and publish, or recover; a thread that
+waits, leaves, or offers the next task at its seat) run step by step, and before each write, each half of a longer one,
+and each read another may run on.  For small scenes all schedules with at most one, two or three preemptions are tried,
+except those that differ only in what no other actor touches; each with every death of one replica that leaves another
+memory, before the others run or among them.  For larger scenes schedules are drawn, always the same ones.
+
+Any order of whole acts, with any kills, is drawn by a state machine.
+
+What is not checked here: uWSGI's queue, cache and lock; reads and writes that the processor reorders; reads that end
+in the middle of a write, but for those of which the halves of the write are seen.
 """
 
 import itertools
 import mmap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -32,13 +47,15 @@ class Cut(Killed):
 
 
 class Memory:
-    """What processes share: each write, and each half of a longer one, is a step."""
+    """What processes share: each write, and each half of a longer one, is a step; each read is a look."""
 
-    def __init__(self, memory, step):
+    def __init__(self, memory, step, look=lambda: None):
         self._memory = memory
         self._step = step
+        self._look = look
 
     def __getitem__(self, key):
+        self._look()
         return self._memory[key]
 
     def __setitem__(self, key, value):
@@ -52,6 +69,7 @@ class Memory:
             self._memory[key] = value
 
     def __iter__(self):
+        self._look()
         return iter(self._memory)
 
 
@@ -61,15 +79,18 @@ class Shared(MemoryTransport):
     def __init__(self, max_attempts=2):
         super().__init__(SLOTS, 64, 64, SEATS, REPLICAS, PLACES, max_attempts)
         self._memories = []
+        # who takes turns, while they do
+        self.turns = None
         for part, names in [
             (self._seats, ("_rows", "_heads", "_frames")),
             (self._again, ("_flags", "_tickets")),
-            *((held, ("_phases", "_tickets")) for held in self._held),
+            *((held, ("_phases", "_tickets", "_batch", "_left")) for held in self._held),
         ]:
             for name in names:
                 memory = getattr(part, name)
+                where = len(self._memories)
                 self._memories.append((memory, bytes(memory) if isinstance(memory, mmap.mmap) else [0] * len(memory)))
-                setattr(part, name, Memory(memory, self.step))
+                setattr(part, name, Memory(memory, partial(self.step, where), partial(self.look, where)))
         self.clear()
 
     def clear(self):
@@ -87,11 +108,24 @@ class Shared(MemoryTransport):
         self.woken = set()
         self.left = []
 
-    def step(self):
+    def state(self):
+        """All that processes share."""
+        memories = [bytes(memory) if isinstance(memory, mmap.mmap) else tuple(memory) for memory, _ in self._memories]
+        return (*memories, *self._queue, frozenset(self._replies), frozenset(self.woken))
+
+    def step(self, where):
         """Killed when the process that runs has taken its last step, and at whatever it tries then."""
+        if self.turns is not None:
+            self.turns.step(where)
+            return
         if self.last is not None and self.steps >= self.last:
             raise Cut
         self.steps += 1
+
+    def look(self, where):
+        """Another may have its turn before what is shared is read."""
+        if self.turns is not None:
+            self.turns.look(where)
 
     @contextmanager
     def living(self, steps=None):
@@ -107,38 +141,54 @@ class Shared(MemoryTransport):
         assert not self._mutex.locked()
 
     def _lock(self):
-        self.step()
+        self.step("lock")
+        if self.turns is not None:
+            self.turns.wait(lambda: not self._mutex.locked())
         super()._lock()
 
     def _push(self, item):
         assert self._mutex.locked()
-        self.step()
+        self.step("queue")
         return super()._push(item)
 
     def _head(self):
         assert self._mutex.locked()
+        self.look("queue")
         return super()._head()
 
     def _drop_head(self):
         assert self._mutex.locked()
-        self.step()
+        self.step("queue")
         super()._drop_head()
 
+    def _queued(self):
+        self.look("queue")
+        return super()._queued()
+
     def _put_reply(self, uuid, reply):
-        seats = self._seats
-        awaited = [seats._heads[24 * seat :][:16] for seat in range(SEATS) if seats._rows[seat]]
-        assert uuid in awaited, "a reply was left that nobody waits for"
-        self.step()
+        if self.turns is None:
+            seats = self._seats
+            awaited = [seats._heads[24 * seat :][:16] for seat in range(SEATS) if seats._rows[seat]]
+            assert uuid in awaited, "a reply was left that nobody waits for"
+        self.step("replies")
         super()._put_reply(uuid, reply)
         self.left.append(uuid)
 
+    def _has_reply(self, uuid):
+        self.look("replies")
+        return super()._has_reply(uuid)
+
     def _wake(self, seat):
-        self.step()
+        self.step("woken")
         self.woken.add(seat)
 
     def _ring(self):
-        self.step()
+        self.step("doorbell")
         super()._ring()
+
+
+def digest(ticket):
+    return ticket.uuid + ticket.uuid[:8]
 
 
 @cache
@@ -175,6 +225,11 @@ class World:
 
     def offer(self, seat, kind="t", rows=1, steps=None):
         """A thread offers a task.  Returns whether its worker lives."""
+        with self.transport.living(steps) as death:
+            self.put(seat, kind, rows)
+        return not death
+
+    def put(self, seat, kind="t", rows=1):
         number = next(self.numbers)
         ticket = at(number, seat=seat, rows=rows, alone=kind == "a")
         self.executed[ticket.uuid] = 0
@@ -183,20 +238,30 @@ class World:
         if kind == "e":
             self.raisers.add(ticket.uuid)
         self.transport.woken.discard(seat)
-        with self.transport.living(steps) as death, suppress(QueueFull):
+        with suppress(QueueFull):
             self.transport.offer(ticket, frame(number))
             self.waiting[seat] = ticket
-        return not death
 
     def look(self, seat):
         """A thread that was woken takes its reply."""
+        if seat not in self.transport.woken:
+            return None
+        self.transport.step("woken")
+        self.transport.woken.discard(seat)
+        return self.fetch(seat)
+
+    def fetch(self, seat):
+        """A thread takes its reply if that is there; it leaves before the reply is gone."""
         ticket = self.waiting[seat]
-        reply = self.transport._replies.pop(ticket.uuid, None) if seat in self.transport.woken else None
+        self.transport.look("replies")
+        reply = self.transport._replies.get(ticket.uuid)
         if reply is not None:
             assert ticket.uuid not in self.answers, "answered twice"
             assert reply[1:] == ticket.uuid, "the reply of another"
             self.answers[ticket.uuid] = reply
             self.leave(seat)
+            self.transport.step("replies")
+            self.transport._replies.pop(ticket.uuid)
         return reply
 
     def look_all(self):
@@ -237,8 +302,12 @@ class World:
 
     def recover(self, id):
         with self.transport.locked():
-            self.transport.recover(id, self._verdict)
-        self.dead.discard(id)
+            # another may have done it
+            if id in self.dead:
+                recovery = self.transport.recover(id, self._verdict)
+                self.dead.discard(id)
+                for ticket, left in recovery.late:
+                    assert left in (None, digest(ticket)), "the digest of another"
 
     def _verdict(self, ticket, frame):
         # one that was about to be predicted may have been: then there are fewer executions than attempts
@@ -252,7 +321,7 @@ class World:
     def _take(self, id, backwards):
         taken = self.transport.take(0, 2)
         self.holding.setdefault(id, []).extend(taken)
-        if any(one.ticket.alone for one in taken):
+        if self.transport.turns is None and any(one.ticket.alone for one in taken):
             risking = sum(self.transport._held[other - 1].alone() for other in self.alive)
             assert risking <= max(1, len(self.alive) - 1), "all replicas are on suspects"
 
@@ -426,14 +495,327 @@ def test_half_a_ticket_is_never_read():
     assert again.tickets() == [new] and last == 4
 
 
-# ---- any interleaving
+# ---- any interleaving of single steps
+
+
+class Parked(Killed):
+    """The schedule is over, and it still waited."""
+
+
+class Actor:
+    """A process or a thread of one, and how many steps it lives."""
+
+    def __init__(self, number, body, last=None, died=lambda: None):
+        self.number = number
+        self.body = body
+        self.last = last
+        self.died = died
+        self.steps = 0
+        self.done = False
+        # what it waits for
+        self.until = None
+        # whose places it writes
+        self.own = None
+        self.gate = threading.Semaphore(0)
+
+    @property
+    def runnable(self):
+        return not self.done and (self.until is None or self.until())
+
+
+class Turns:
+    """Actors in a thread each, of which one at a time runs.  Before each step and each look a plan says which.
+
+    The plan has the number of an actor at some of the points where there is a choice; elsewhere who runs runs on.
+    """
+
+    def __init__(self, transport, plan):
+        self._transport = transport
+        self._plan = plan
+        self._over = False
+        self._finished = threading.Semaphore(0)
+        self._errors = []
+        self.actors = []
+        self._runs = None
+        # for each choice: between whom, who ran and could have run on, and what was to be touched
+        self.points = []
+        # (what, who, whether written)
+        self.touched = set()
+
+    def add(self, body, last=None, died=lambda: None):
+        self.actors.append(Actor(len(self.actors), body, last, died))
+
+    def run(self, threads):
+        self._transport.turns = self
+        try:
+            for actor in self.actors:
+                threads.submit(self._live, actor)
+            self._pass()
+            self._finished.acquire()
+        finally:
+            self._transport.turns = None
+        if self._errors:
+            raise self._errors[0]
+
+    def step(self, where):
+        self._turn(where, True)
+        actor = self._runs
+        if actor.last is not None and actor.steps >= actor.last:
+            raise Cut
+        actor.steps += 1
+
+    def look(self, where):
+        self._turn(where, False)
+
+    def wait(self, until):
+        if not until():
+            actor = self._runs
+            actor.until = until
+            self._yield(self._choose(None))
+            actor.until = None
+
+    def _turn(self, where, written):
+        actor = self._runs
+        self.touched.add((where, actor.number, written))
+        self._yield(self._choose(where))
+
+    def _choose(self, where):
+        """Who runs next; nobody when all have ended or wait for ever."""
+        options = [actor for actor in self.actors if actor.runnable]
+        if len(options) < 2:
+            return options[0] if options else None
+        chosen = goes_on = self._runs if self._runs in options else None
+        point = len(self.points)
+        self.points.append(([actor.number for actor in options], goes_on and goes_on.number, where))
+        if point in self._plan:
+            chosen = options[self._plan[point] % len(options)]
+        return chosen or options[0]
+
+    def _yield(self, to):
+        actor = self._runs
+        if to is not actor:
+            actor.own = self._transport._own
+            self._pass(to)
+            actor.gate.acquire()
+            self._runs = actor
+            self._transport._own = actor.own
+        if self._over:
+            raise Parked
+
+    def _pass(self, to=None):
+        to = to or self._choose(None)
+        if to is None:
+            self._over = True
+            to = next((actor for actor in self.actors if not actor.done), None)
+        if to is None:
+            self._finished.release()
+        else:
+            to.gate.release()
+
+    def _live(self, actor):
+        actor.gate.acquire()
+        self._runs = actor
+        try:
+            if not self._over:
+                actor.body()
+        except Parked:
+            pass
+        except Killed:
+            actor.died()
+        except BaseException as error:
+            self._errors.append(error)
+            self._over = True
+        actor.done = True
+        self._runs = None
+        self._pass()
+
+
+THREADS = ThreadPoolExecutor(8)
+
+
+class Scene:
+    """What happened before, and then at once: the programs of replicas by id, and of threads by seat.
+
+    A replica may be dead, or live for so many steps.  The threads of tasks are at the first seats.
+    """
+
+    def __init__(self, tasks, replicas, threads=None, dead=None, lives=None, max_attempts=2):
+        self._tasks = tasks
+        self._replicas = replicas
+        self._threads = threads or {}
+        # of one that has died: its acts and its steps
+        self._dead = dead
+        self._lives = lives or {}
+        self._max_attempts = max_attempts
+
+    def begin(self):
+        """Returns the world, and whether the dead one was cut off."""
+        world = scenario(self._tasks, self._max_attempts)
+        return world, self._dead is not None and world.act(1, *self._dead)
+
+    def play(self, plan, backwards=False):
+        """Returns how the turns were taken; every promise is looked at in the end."""
+        world, _ = self.begin()
+        turns = Turns(world.transport, plan)
+        for id, acts in self._replicas.items():
+            turns.add(partial(self._replica, world, turns, id, acts), self._lives.get(id), partial(world.die, id))
+        for seat, acts in self._threads.items():
+            turns.add(partial(self._thread, world, turns, seat, acts))
+        turns.run(THREADS)
+        # before the threads come to look: what is answered must not be predicted again
+        for id in world.alive[:1]:
+            world.act(id, "RS")
+        world.finish(backwards)
+        return turns
+
+    @staticmethod
+    def _replica(world, turns, id, acts):
+        world.transport.start_replica(id, lambda: len(world.alive))
+        for act in acts:
+            if act == "D":
+                turns.wait(lambda: world.dead)
+            else:
+                world._acts[act](world, id, False)
+
+    @staticmethod
+    def _thread(world, turns, seat, acts):
+        woken = world.transport.woken
+        for act in acts:
+            if act == "W":
+                while seat in world.waiting:
+                    turns.wait(lambda: seat in woken)
+                    world.look(seat)
+            elif act == "L":
+                # its time is over
+                if seat in world.waiting and not world.fetch(seat):
+                    ticket = world.waiting[seat]
+                    world.leave(seat)
+                    world.transport.leave_digest(ticket, lambda ticket=ticket: digest(ticket))
+            else:
+                world.put(seat, act)
+
+
+def every_schedule(scene, bound):
+    """Play all schedules in which no more than so many times one that could run on does not.  Returns how many.
+
+    To stop before something that no other touches in any of them is the same as to stop behind it.
+    """
+    count, touched = 0, {}
+    ready, private = [({}, 0)], {}
+    while ready:
+        plan, used = ready.pop()
+        turns = scene.play(plan)
+        count += 1
+        for where, who, written in turns.touched:
+            whos = touched.setdefault(where, set())
+            whos |= {who, None} if written else {who}
+            if None in whos and len(whos) > 2:
+                ready += private.pop(where, [])
+        for point in range(max(plan, default=-1) + 1, len(turns.points)):
+            options, goes_on, where = turns.points[point]
+            cost = used + (goes_on is not None)
+            if cost > bound:
+                continue
+            whos = touched.get(where, ())
+            common = goes_on is None or (None in whos and len(whos) > 2)
+            default = goes_on if goes_on is not None else options[0]
+            for choice, option in enumerate(options):
+                if option != default:
+                    (ready if common else private.setdefault(where, [])).append((plan | {point: choice}, cost))
+    return count
+
+
+def every_death(tasks, acts, max_attempts=2):
+    """After how many steps replica 1 can die, each time with another memory left behind."""
+    seen = set()
+    for steps in itertools.count():
+        world, cut = Scene(tasks, {}, dead=(acts, steps), max_attempts=max_attempts).begin()
+        state = world.transport.state()
+        if not cut:
+            return
+        if state not in seen:
+            seen.add(state)
+            yield steps
+
+
+@pytest.mark.parametrize("max_attempts", [1, 2])
+@pytest.mark.parametrize(
+    "tasks, replicas, threads, bound",
+    [
+        ("t", {3: "R", 2: "TP"}, {}, 3),
+        ("t", {3: "R"}, {0: "LtW"}, 2),
+        ("t", {3: "R", 2: "R"}, {}, 3),
+        ("t", {3: "R", 2: "TP"}, {0: "LtW"}, 1),
+        ("a", {3: "R", 2: "TP"}, {}, 1),
+        ("tt", {3: "R", 2: "TP"}, {}, 1),
+    ],
+)
+def test_whoever_runs_while_a_replica_is_recovered(tasks, replicas, threads, bound, max_attempts):
+    count = 0
+    for steps in every_death(tasks, "TP", max_attempts):
+        count += every_schedule(Scene(tasks, replicas, threads, ("TP", steps), max_attempts=max_attempts), bound)
+
+    assert count > 20
+
+
+@pytest.mark.parametrize("max_attempts", [1, 2])
+@pytest.mark.parametrize(
+    "replicas, threads, bound",
+    [
+        ({1: "TP", 2: "DRTP"}, {}, 1),
+        ({1: "TP", 2: "TP", 3: "DR"}, {}, 1),
+        ({1: "TP", 3: "DR"}, {0: "W"}, 1),
+        ({1: "TP", 3: "DR"}, {0: "LtW"}, 1),
+    ],
+)
+def test_whoever_runs_while_a_replica_dies(replicas, threads, bound, max_attempts):
+    count = 0
+    for steps in every_death("t", "TP", max_attempts):
+        count += every_schedule(Scene("t", replicas, threads, lives={1: steps}, max_attempts=max_attempts), bound)
+
+    assert count > 20
+
+
+def test_whoever_runs_while_nobody_dies():
+    count = sum(
+        every_schedule(Scene(tasks, replicas, threads), bound)
+        for tasks, replicas, threads, bound in [
+            ("t", {1: "TP"}, {0: "LtW"}, 2),
+            ("t", {1: "TP", 2: "TP"}, {0: "WtW"}, 1),
+            ("a", {1: "TP"}, {0: "LaW"}, 2),
+        ]
+    )
+
+    assert count > 20
+
+
+@settings(max_examples=300, derandomize=True, database=None, deadline=None)
+@given(
+    tasks=st.text("ttkea", min_size=1, max_size=2),
+    acts=st.tuples(
+        st.sampled_from(["TP", "TPTP"]), st.sampled_from(["TP", "TRP", "DRTP"]), st.sampled_from(["DR", "DRTP"])
+    ),
+    threads=st.tuples(*[st.sampled_from(["W", "WtW", "LtW", "LkW", "LaW"])] * 2),
+    lives=st.tuples(*[st.none() | st.integers(0, 40)] * 2),
+    plan=st.dictionaries(st.integers(0, 200), st.integers(0, 4), max_size=20),
+    max_attempts=st.integers(1, 2),
+    backwards=st.booleans(),
+)
+def test_whoever_runs_when(tasks, acts, threads, lives, plan, max_attempts, backwards):
+    replicas = dict(enumerate(acts, start=1))
+    seats = dict(enumerate(threads[: len(tasks)]))
+    lives = dict(enumerate(lives, start=1))
+    Scene(tasks, replicas, seats, lives=lives, max_attempts=max_attempts).play(plan, backwards)
+
+
+# ---- any order of whole acts
 
 STEPS = st.none() | st.integers(0, 25)
 IDS = st.integers(1, REPLICAS)
 PLACES_TO_SIT = st.integers(0, SEATS - 1)
 
 
-class Interleaving(RuleBasedStateMachine):
+class WholeActs(RuleBasedStateMachine):
     """Threads, workers and replicas in any order, each of which may die at any of its steps."""
 
     def __init__(self):
@@ -520,5 +902,5 @@ class Interleaving(RuleBasedStateMachine):
         self.world.finish()
 
 
-TestAnyInterleaving = Interleaving.TestCase
-TestAnyInterleaving.settings = settings(max_examples=400, stateful_step_count=60, deadline=None)
+TestAnyOrderOfActs = WholeActs.TestCase
+TestAnyOrderOfActs.settings = settings(max_examples=400, stateful_step_count=60, deadline=None)
