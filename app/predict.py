@@ -115,7 +115,7 @@ class Predict:
         """Raise Overloaded when what waits already takes longer than there is time."""
         # where a replica is free it is tried in any case: only that tells when the model is faster again
         waiting = self._transport.waiting_rows() if self._settings.refuse_late else 0
-        if waiting < max(1, len(self._board.ready())):
+        if not waiting or waiting < len(self._board.ready()):
             return
         left_s = deadline - time.monotonic()
         needs_s = self._board.drain_s(waiting + rows)

@@ -99,7 +99,7 @@ def play(case: Case, seconds: float, times: float) -> Result:
         peak_load.start()
         time.sleep(PEAK_S)
         peak = peak_load.stop().right / PEAK_S
-        say(f"{case.name}: {peak:.0f} requests/s at the most; {seconds:.0f} s at {times * peak:.0f}")
+        report.say(f"{case.name}: {peak:.0f} requests/s at the most; {seconds:.0f} s at {times * peak:.0f}")
         load = Load(
             server.port,
             Fancy("overload"),
@@ -219,10 +219,6 @@ def render(results: Sequence[Result]) -> str:
         for result in results
     ]
     return report.table(head, rows)
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> int:

@@ -44,6 +44,11 @@ def machine() -> str:
     )
 
 
+def say(text: str) -> None:
+    """A word on how far it is."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def write(file: Path, name: str, text: str) -> None:
     """Put a section into a results file, in place of the one of that name."""
     old = file.read_text() if file.exists() else TITLE

@@ -160,7 +160,7 @@ def soak(model: Path, minutes: float, share: float, folder: Path) -> tuple[str, 
         load = load_for(server, work, "capacity", None).start()
         time.sleep(CALIBRATION_S)
         capacity = load.stop().right / CALIBRATION_S
-        say(f"{capacity:.0f} requests/s at the most; {minutes:g} minutes at {share * capacity:.0f}")
+        report.say(f"{capacity:.0f} requests/s at the most; {minutes:g} minutes at {share * capacity:.0f}")
         sampler = Sampler(server)
         cpu, began = time.process_time(), time.monotonic()
         load = load_for(server, work, "soak", share * capacity).start()
@@ -168,7 +168,7 @@ def soak(model: Path, minutes: float, share: float, folder: Path) -> tuple[str, 
             time.sleep(SAMPLE_S)
             sampler.sample()
             tally = load.tally
-            say(
+            report.say(
                 f"  {time.monotonic() - began:.0f} s: {tally.sent} sent, {tally.right} right, {tally.wrong} wrong, "
                 f"{tally.lost} lost, {tally.hung} hung"
             )
@@ -195,10 +195,6 @@ def soak(model: Path, minutes: float, share: float, folder: Path) -> tuple[str, 
     )
     losses = [f"- {loss.kind} {loss.request_id}: {loss.detail}" for loss in tally.losses[:10]]
     return "\n\n".join([head, text, *(["\n".join(losses)] if losses else [])]), ok
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> int:

@@ -178,37 +178,30 @@ class Pool:
             return ""
         if self._hung(record):
             return f"has predicted for longer than predict_timeout_s = {self._settings.longest_predict_s}"
-        timeout_s = self._settings.heartbeat_timeout_ms / 1000
-        if record.fresh(now, timeout_s, self._settings.longest_predict_s):
-            return ""
-        return f"has said nothing for {now - record.heartbeat:.1f} s"
+        return "" if self._board.fresh(record, now) else f"has said nothing for {now - record.heartbeat:.1f} s"
 
     def _bury(self, id: int, process: Process) -> None:
         """All that is to be done for a dead process, once.  Locked."""
         record = self._board.records[id - 1]
         how = self._cause(record, process)
+        by_itself = self._hung(record) or process.fell
 
         def verdict(ticket: Ticket, frame: bytes) -> bytes:
+            guilty = self._judge(ticket, digest(frame), by_itself)
             log.error(
                 "request=%s answered 500 replica_crashed: its process %s, %d times; %s",
                 peek_request_id(frame),
                 how,
                 ticket.attempts,
-                f"refused for {self._settings.quarantine_s} s" if ticket.alone else "it was not alone",
+                f"refused for {self._settings.quarantine_s} s" if guilty else "it was not alone",
             )
-            if ticket.alone:
-                self._quarantine.refuse(digest(frame))
-            else:
-                # max_attempts = 1, or the model raised before: another of its batch may be the guilty one
-                self._quarantine.suspect(digest(frame))
             error = ReplicaCrashed(f"the process that predicted it {how}; {ticket.attempts} attempts were made")
             return encode_reply(Reply(ticket.uuid, 0, error=error))
 
-        by_itself = self._hung(record) or process.fell
         recovery = self._transport.recover(id, verdict, by_itself)
         for ticket, known in recovery.late:
-            if known is not None:
-                self._note(ticket, known, by_itself)
+            if known is not None and self._judge(ticket, known, by_itself):
+                log.error("an input for which nobody waits any more killed its process, alone: refused")
         log.error(
             "replica %d (pid %d) %s while %s: %d tasks are offered again, %d are not",
             id,
@@ -221,13 +214,17 @@ class Pool:
         record.last_death = how
         self._vacate(record, how)
 
-    def _note(self, ticket: Ticket, known: bytes, by_itself: bool) -> None:
-        """Judge a task whose thread has left while it was predicted, by the digest of its input."""
-        if ticket.alone and (by_itself or ticket.attempts >= self._settings.max_attempts):
-            log.error("an input for which nobody waits any more killed its process, alone: refused")
+    def _judge(self, ticket: Ticket, known: bytes, by_itself: bool) -> bool:
+        """Refuse an input, by its digest, that killed its process alone; one that was not alone is a suspect.
+
+        Of those that were not, as with max_attempts = 1 or after a batch that raised, another may be the guilty one.
+        """
+        guilty = ticket.alone and (by_itself or ticket.attempts >= self._settings.max_attempts)
+        if guilty:
             self._quarantine.refuse(known)
         else:
             self._quarantine.suspect(known)
+        return guilty
 
     def _vacate(self, record: Record, how: str) -> None:
         if record.state in (State.STARTING, State.LOADING):

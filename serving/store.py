@@ -250,7 +250,11 @@ class Board:
     def ready(self, now: float | None = None) -> list[Record]:
         """The records of the replicas that serve."""
         moment = time.monotonic() if now is None else now
-        return [record for record in self.records if record.serves and record.fresh(moment, *self._timeouts_s)]
+        return [record for record in self.records if record.serves and self.fresh(record, moment)]
+
+    def fresh(self, record: Record, now: float) -> bool:
+        """Whether a process lives, as far as its heartbeat tells."""
+        return record.fresh(now, *self._timeouts_s)
 
     def posts(self) -> list[Record]:
         """The records whose processes are, or will be, replicas."""
@@ -292,7 +296,7 @@ class Board:
             id=id,
             pid=record.pid,
             state=state.name.lower(),
-            ready=state is State.READY and record.fresh(now, *self._timeouts_s),
+            ready=state is State.READY and self.fresh(record, now),
             reason=self._reason(record, now),
             version=card.version if card else None,
             generation=record.generation,
@@ -310,8 +314,7 @@ class Board:
         """Why it is not ready; empty when it is, and for the spare."""
         state = record.state
         if state in (State.READY, State.SPARE):
-            fresh = record.fresh(now, *self._timeouts_s)
-            return "" if fresh else f"it has said nothing for {now - record.heartbeat:.1f} s"
+            return "" if self.fresh(record, now) else f"it has said nothing for {now - record.heartbeat:.1f} s"
         if state in (State.PAUSED, State.FAILED):
             left_s = max(0.0, record.not_before - now)
             cause = record.last_error if record.failures else f"the process {record.last_death}"

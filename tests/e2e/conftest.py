@@ -22,6 +22,8 @@ from typing import Any
 
 import pytest
 
+from bench.server import descendants
+
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "models" / "digits"
 FANCY = ROOT / "examples" / "fancy"
@@ -177,22 +179,6 @@ def ask(
     connection.request(method, path, body, dict(headers or {}))
     answer = connection.getresponse()
     return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
-
-
-def descendants(pid: int) -> list[int]:
-    """All processes below a process."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with suppress(OSError):
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                children.setdefault(parent, []).append(int(entry.name))
-    found, todo = [], [pid]
-    while todo:
-        below = children.get(todo.pop(), [])
-        found += below
-        todo += below
-    return found
 
 
 def cpu_s(pids: list[int]) -> float:
