@@ -1,4 +1,4 @@
-# make help lists the verbs.  Variables: PORT, HOST, MODEL, MULES, WORKERS, THREADS, QUEUE, SERVING_<NAME>; ARGS for chaos and soak.
+# make help lists the verbs.  Variables: PORT, HOST, MODEL, MULES, WORKERS, THREADS, QUEUE, SERVING_<NAME>; ARGS for chaos, soak and overload.
 SHELL := /bin/bash
 PYTHON ?= python3
 PORT ?= 8080

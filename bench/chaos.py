@@ -7,7 +7,7 @@ again and again.  A fault comes only when the pool is whole again after the one 
 always alive.  The promise: nobody but the sender of an input that kills notices more than a wait.
 
 The exit status is 1 unless, in every row, all faults were done, the pool was whole after each, and nothing was wrong,
-lost or hung (bench/load.py says what these are).
+lost or hung (bench/load.py says what these are); in the long form, also where an answer took longer than a row allows.
 
 Units: seconds.
 """
@@ -40,6 +40,8 @@ CALIBRATION_S = 2.0
 # few, so that no full batches make it look faster than it is for single requests
 CALIBRATION_CONNECTIONS = 8
 RECOVERY_S = 30.0
+# the longest that a client of the killed waits, in the long form
+PATIENT_S = 1.5
 # after each recovery, so that faults fall on all phases of the load
 LONGEST_PAUSE_S = 0.3
 PREDICT_TIMEOUT_S = 2
@@ -69,6 +71,8 @@ class Row:
     refusals: Collection[str] = ()
     # several clients at the same moment, so that batches form
     burst: bool = False
+    # of the long form, which runs alone on its machine
+    slowest_s: float | None = None
 
 
 @dataclass
@@ -515,9 +519,18 @@ def rows() -> list[Row]:
     # known to this build or not: a setting that is not known refuses to start
     timeout = {"SERVING_PREDICT_TIMEOUT_S": PREDICT_TIMEOUT_S}
     found = [
-        Row("mules", "`kill -9` of mules", kill_mules, 16, 100),
-        Row("mules-digits", "`kill -9` of mules, TensorFlow", kill_mules, 2, 20, model=DIGITS, mules=3),
-        Row("workers", "`kill -9` of workers", kill_workers, 10, 50),
+        Row("mules", "`kill -9` of mules", kill_mules, 16, 100, slowest_s=PATIENT_S),
+        Row(
+            "mules-digits",
+            "`kill -9` of mules, TensorFlow",
+            kill_mules,
+            2,
+            20,
+            model=DIGITS,
+            mules=3,
+            slowest_s=PATIENT_S,
+        ),
+        Row("workers", "`kill -9` of workers", kill_workers, 10, 50, slowest_s=PATIENT_S),
         Row(
             "points",
             "`kill -9` of a mule in a queue or cache call",
@@ -527,6 +540,7 @@ def rows() -> list[Row]:
             PERILOUS,
             burst=True,
             connections=32,
+            slowest_s=PATIENT_S,
         ),
         Row("stopped", "`kill -STOP` of a mule", stop_mules, 2, 10),
         Row("exit", "an input that exits", poison("exit"), 2, 10, model=PERILOUS, burst=True, connections=32),
@@ -593,6 +607,8 @@ def run(row: Row, short: bool, seed: int, capacities: dict[Path, float]) -> Resu
             stage.fail(str(error))
         finally:
             stage.close()
+    if not short and row.slowest_s is not None and stage.tally.slowest_s > row.slowest_s:
+        stage.fail(f"the slowest answer took {stage.tally.slowest_s:.2f} s, over {row.slowest_s:g} s")
     took_s = time.monotonic() - began
     return Result(row, times, stage.done, stage.tally, stage.rate, took_s, stage.notes, stage.failures)
 

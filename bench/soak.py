@@ -1,6 +1,6 @@
 """A long steady load, and what grows under it.
 
-usage: python -m bench.soak [--minutes N] [--share S] [--model digits|fancy] [--out FILE]
+usage: python -m bench.soak [--minutes N] [--requests N] [--share S] [--model digits|fancy] [--out FILE]
 
 The shipped settings, at SHARE of what the server can do.  Every SAMPLE_S seconds: PSS, RSS, private memory and open
 files of every process, items in the reply cache, System V semaphores.  The first quarter is for caches and allocators
@@ -148,7 +148,7 @@ def load_for(server: Server, work: Work, name: str, rate: float | None) -> Load:
     return Load(server.port, work, connections=CONNECTIONS, rate=rate, deadline_s=DEADLINE_S, name=name)
 
 
-def soak(model: Path, minutes: float, share: float, folder: Path) -> tuple[str, bool]:
+def soak(model: Path, minutes: float, share: float, requests: int, folder: Path) -> tuple[str, bool]:
     """One run: its report as Markdown, and whether all is well."""
     work: Work = Digits(model) if model == DIGITS else Fancy("soak")
     mules = 4 if model == FANCY else 2
@@ -164,7 +164,7 @@ def soak(model: Path, minutes: float, share: float, folder: Path) -> tuple[str, 
         sampler = Sampler(server)
         cpu, began = time.process_time(), time.monotonic()
         load = load_for(server, work, "soak", share * capacity).start()
-        while time.monotonic() - began < minutes * 60:
+        while server.process.poll() is None and (time.monotonic() - began < minutes * 60 or load.tally.right < requests):
             time.sleep(SAMPLE_S)
             sampler.sample()
             tally = load.tally
@@ -201,6 +201,7 @@ def main() -> int:
     """Run, print the report, and say whether all is well."""
     parser = argparse.ArgumentParser(prog="bench.soak", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=30, help="how long (30)")
+    parser.add_argument("--requests", type=int, default=1_000_000, help="right answers at the least (1000000)")
     parser.add_argument("--share", type=float, default=0.7, help="of what the server can do (0.7)")
     parser.add_argument("--model", choices=["digits", "fancy"], default="digits", help="what is served (digits)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the report into this Markdown file too")
@@ -209,7 +210,7 @@ def main() -> int:
         parser.error(f"--minutes {arguments.minutes:g} is too short for quarters; {8 * SAMPLE_S / 60:.1f} would do")
     with tempfile.TemporaryDirectory(prefix="muleteer-bench-") as folder:
         model = DIGITS if arguments.model == "digits" else FANCY
-        text, ok = soak(model, arguments.minutes, arguments.share, Path(folder))
+        text, ok = soak(model, arguments.minutes, arguments.share, arguments.requests, Path(folder))
     print(text)
     if arguments.out:
         report.write(arguments.out, f"Soak, {arguments.model}", text)
