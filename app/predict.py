@@ -21,7 +21,6 @@ from serving.errors import (
     FrameTooLarge,
     ModelLoading,
     Overloaded,
-    QueueFull,
     ServingError,
     UnsupportedMedia,
 )
@@ -99,11 +98,7 @@ class Predict:
         """The reply to a frame."""
         alone = self._quarantine.admit(frame)
         ticket = Ticket(uuid, max(rows, 1), self._transport.seat(), alone=alone)
-        try:
-            self._transport.offer(ticket, frame)
-        except QueueFull as error:
-            error.retry_after_s = self._retry_after_s()
-            raise
+        self._transport.offer(ticket, frame)
         try:
             return self._transport.await_reply(ticket, deadline)
         except (DeadlineExceeded, ClientGone):

@@ -427,7 +427,7 @@ def eat_memory(stage: Stage) -> None:
 
 
 def overflow(stage: Stage) -> None:
-    """Far more clients than slots; counted are the seconds of it."""
+    """Far more clients than threads; counted are the seconds of it."""
     while stage.done < stage.times:
         time.sleep(1)
         stage.did("a second of overflow")
@@ -561,11 +561,11 @@ def rows() -> list[Row]:
         Row("memory", "an input that eats all memory", eat_memory, 1, 5, model=PERILOUS, burst=True, connections=32),
         Row(
             "overflow",
-            "200 clients for 16 slots, seconds",
+            "200 clients for 16 threads, seconds",
             overflow,
             4,
             30,
-            environ={"QUEUE": 16},
+            environ={"THREADS": 8},
             connections=200,
             share=None,
             refusals={"503"},

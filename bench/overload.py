@@ -46,9 +46,9 @@ class Case:
 
 
 CASES = (
-    # the queue is full long before anything is late
+    # all threads wait long before anything is late
     Case("shipped deadline", 5000),
-    # what the queue holds takes longer than the deadline leaves
+    # what the threads wait for takes longer than the deadline leaves
     Case("short deadline", 100),
 )
 

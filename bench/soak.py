@@ -164,7 +164,8 @@ def soak(model: Path, minutes: float, share: float, requests: int, folder: Path)
         sampler = Sampler(server)
         cpu, began = time.process_time(), time.monotonic()
         load = load_for(server, work, "soak", share * capacity).start()
-        while server.process.poll() is None and (time.monotonic() - began < minutes * 60 or load.tally.right < requests):
+        until = began + minutes * 60
+        while server.process.poll() is None and (time.monotonic() < until or load.tally.right < requests):
             time.sleep(SAMPLE_S)
             sampler.sample()
             tally = load.tally

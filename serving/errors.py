@@ -8,7 +8,6 @@
     │  ├─ UnsupportedMedia      415 media_type
     │  └─ ClientGone            400 client_gone, which nobody reads
     ├─ Unavailable              503, with Retry-After
-    │  ├─ QueueFull             503 queue_full
     │  ├─ Overloaded            503 overloaded
     │  └─ ModelLoading          503 model_loading
     ├─ DeadlineExceeded         504 deadline
@@ -86,13 +85,6 @@ class Unavailable(ServingError):
     code = "unavailable"
     title = "Not available now"
     retry_after_s = 1
-
-
-class QueueFull(Unavailable):
-    """Every slot of the queue is taken."""
-
-    code = "queue_full"
-    title = "The queue is full"
 
 
 class Overloaded(Unavailable):

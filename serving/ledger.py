@@ -1,7 +1,7 @@
 """Where a task stands, in memory that all processes share: at its thread's seat, with a replica, or offered again.
 
-A ticket says where the frame of a task is.  It is on the queue, held by a replica, or at its own seat again;
-transport.py tells which step writes where, and why none of them can lose it.
+A ticket says where the frame of a task is.  It is at its seat, whose number is on the queue, until a replica claims and
+holds it, or among what is offered again; transport.py tells which step writes where, and why none of them can lose it.
 
 Made before the fork, and so shared.
 
@@ -10,14 +10,15 @@ Runs in:  both.
 
 import mmap
 import struct
-from collections.abc import Iterator
+import threading
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 # uuid, rows, seat, attempts, alone
 _TICKET = struct.Struct("<16sIHBB")
 TICKET_BYTES = _TICKET.size
-# uuid and length of the frame
-_HEAD = struct.Struct("<16sQ")
+# uuid, length of the frame, alone
+_HEAD = struct.Struct("<16sIB3x")
 _NOBODY = bytes(16)
 # the phase of a held ticket: 0 when its place is free, else this and how often this replica began to predict it
 _HELD = 0x40
@@ -53,9 +54,14 @@ class Taken(NamedTuple):
 
 
 class Seats:
-    """The frames of those who wait.  Made before the fork; each seat is written by its own thread alone."""
+    """The frames of those who wait.  Made before the fork.
+
+    A seat is written by its own thread, but for what keeps the queue in order: queued, by whoever puts the seat onto
+    the queue or takes it off; claimed, the uuid of the last task that left the queue for good, under the lock.
+    """
 
     def __init__(self, seats: int, max_frame_bytes: int) -> None:
+        self.count = seats
         self._rows_memory = mmap.mmap(-1, 4 * seats)
         # 0 where nobody waits
         self._rows = memoryview(self._rows_memory).cast("I")
@@ -64,6 +70,10 @@ class Seats:
         # mapped, and used only where a frame has been
         self._stride = -(-max_frame_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         self._frames = mmap.mmap(-1, self._stride * seats)
+        self._queued = mmap.mmap(-1, seats)
+        self._claimed = mmap.mmap(-1, 16 * seats)
+        # to take and to give back a mutex is a fence: what was written before is seen before anything is read after
+        self._fence = threading.Lock()
 
     def sit(self, ticket: Ticket, frame: bytes) -> None:
         """Lay a frame down, and wait."""
@@ -71,7 +81,7 @@ class Seats:
         # whoever still reads the frame before this one sees that it is gone
         self._heads[head : head + 16] = _NOBODY
         self._frames[start : start + len(frame)] = frame
-        self._heads[head : head + _HEAD.size] = _HEAD.pack(ticket.uuid, len(frame))
+        self._heads[head : head + _HEAD.size] = _HEAD.pack(ticket.uuid, len(frame), ticket.alone)
         self._rows[ticket.seat] = ticket.rows
 
     def leave(self, seat: int) -> None:
@@ -86,7 +96,7 @@ class Seats:
     def frame(self, ticket: Ticket) -> bytes | None:
         """The frame of a ticket, also when nobody waits for it any more; None when another lies at its seat."""
         head, start = _HEAD.size * ticket.seat, self._stride * ticket.seat
-        uuid, length = _HEAD.unpack(self._heads[head : head + _HEAD.size])
+        uuid, length, _ = _HEAD.unpack(self._heads[head : head + _HEAD.size])
         frame = self._frames[start : start + length]
         # and did while it was read
         return frame if uuid == ticket.uuid == self._heads[head : head + 16] else None
@@ -97,6 +107,48 @@ class Seats:
 
     def empty(self) -> bool:
         return self._rows_memory[:] == self._nobody
+
+    # ---- the queue of seats
+
+    def enqueue(self, seat: int) -> bool:
+        """Whether the thread that sat down has to push its seat: not where it is queued since an earlier task."""
+        if self._queued[seat]:
+            # whoever takes it off right now looks at the seat after that: one of both sees the other
+            with self._fence:
+                pass
+            if self._queued[seat]:
+                return False
+        self._queued[seat] = 1
+        return True
+
+    def dequeue(self, seat: int) -> Ticket | None:
+        """The seat is off the queue.  Returns the task that waits there, unless it was claimed before.  Locked."""
+        self._queued[seat] = 0
+        with self._fence:
+            pass
+        return self.offered(seat)
+
+    def offered(self, seat: int) -> Ticket | None:
+        """The task that waits at a seat and has not been claimed.  Locked."""
+        # the head before the rows: while it is written there are none
+        head = self._heads[_HEAD.size * seat : _HEAD.size * (seat + 1)]
+        rows = self._rows[seat]
+        uuid, _, alone = _HEAD.unpack(head)
+        if not rows or uuid == self._claimed[16 * seat : 16 * (seat + 1)]:
+            return None
+        return Ticket(uuid, rows, seat, alone=bool(alone))
+
+    def claim(self, ticket: Ticket) -> None:
+        """What stands somewhere else is no longer offered by its seat.  Locked."""
+        self._claimed[16 * ticket.seat : 16 * (ticket.seat + 1)] = ticket.uuid
+
+    def requeue(self, seats: Collection[int]) -> None:
+        """These are on the queue, and no others.  Locked."""
+        for seat, queued in enumerate(self._queued[:]):
+            if queued != (seat in seats):
+                self._queued[seat] = seat in seats
+        with self._fence:
+            pass
 
 
 class Held:
@@ -174,13 +226,12 @@ class Again:
         self._flags = mmap.mmap(-1, seats)
         self._tickets = mmap.mmap(-1, seats * TICKET_BYTES)
 
-    def put(self, ticket: Ticket) -> bool:
+    def put(self, ticket: Ticket) -> None:
         start = ticket.seat * TICKET_BYTES
         # what lay here before is not read while it changes
         self._flags[ticket.seat] = 0
         self._tickets[start : start + TICKET_BYTES] = ticket.encode()
         self._flags[ticket.seat] = self.ALONE if ticket.alone else self.INNOCENT
-        return True
 
     def wipe(self, seat: int) -> None:
         self._flags[seat] = 0

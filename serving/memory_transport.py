@@ -1,7 +1,7 @@
 """The transport in the memory of one process, for tests and notebooks.
 
 Runs in:  one process that plays both sides.
-Raises:   QueueFull, FrameTooLarge, ReplyTooLarge, DeadlineExceeded.
+Raises:   FrameTooLarge, ReplyTooLarge, DeadlineExceeded.
 """
 
 import itertools
@@ -19,7 +19,6 @@ class MemoryTransport(Transport):
 
     def __init__(
         self,
-        slots: int = 64,
         max_frame_bytes: int = 1 << 20,
         max_reply_bytes: int = 1 << 20,
         seats: int = 64,
@@ -27,8 +26,8 @@ class MemoryTransport(Transport):
         places: int = 64,
         max_attempts: int = 2,
     ) -> None:
-        super().__init__(slots, seats, replicas, places, max_attempts, max_frame_bytes, max_reply_bytes)
-        self._queue: deque[bytes] = deque()
+        super().__init__(seats, replicas, places, max_attempts, max_frame_bytes, max_reply_bytes)
+        self._queue: deque[int] = deque()
         self._replies: dict[bytes, bytes] = {}
         self._mutex = threading.Lock()
         self._rung = threading.Semaphore(0)
@@ -58,17 +57,14 @@ class MemoryTransport(Transport):
     def _unlock(self) -> None:
         self._mutex.release()
 
-    def _push(self, item: bytes) -> bool:
-        if len(self._queue) >= self._slots:
-            return False
-        self._queue.append(item)
-        return True
+    def _push(self, seat: int) -> None:
+        self._queue.append(seat)
 
-    def _head(self) -> bytes | None:
-        return self._queue[0] if self._queue else None
+    def _pull(self) -> int | None:
+        return self._queue.popleft() if self._queue else None
 
-    def _drop_head(self) -> None:
-        self._queue.popleft()
+    def _queue_of_seats(self) -> list[int]:
+        return list(self._queue)
 
     def _queued(self) -> bool:
         return bool(self._queue)

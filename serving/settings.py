@@ -9,6 +9,7 @@ Raises:   SettingsError, which names the key, the value, the reason and a value 
 """
 
 import difflib
+import math
 import mmap
 import os
 import re
@@ -60,8 +61,8 @@ class Settings:
     processes: int = _uwsgi(2)
     threads: int = _uwsgi(1)
     mules: int = _uwsgi(1)
-    queue: int = _uwsgi(2)
-    queue_blocksize: int = _uwsgi(mmap.PAGESIZE)
+    queue: int = _uwsgi()
+    queue_blocksize: int = _uwsgi(32)
     listen: int = _uwsgi(1)
     buffer_size: int = _uwsgi()
     worker_reload_mercy: int = _uwsgi()
@@ -170,19 +171,20 @@ class Settings:
         if self.log_level not in LOG_LEVELS:
             raise _refusal("log_level", self.log_level, f"it is one of {', '.join(LOG_LEVELS)}", "info")
         page = mmap.PAGESIZE
-        if self.queue * self.queue_blocksize % page:
-            fix = -(-self.queue_blocksize // page) * page
+        step = page // math.gcd(page, self.queue_blocksize)
+        fix = -(-max(self.queue, 2 * self.seats) // step) * step
+        if self.queue < 2 * self.seats:
+            reason = f"it must be {2 * self.seats} or more: twice the prediction threads ((processes - 1) x threads)"
+            raise _refusal("queue", self.queue, reason, fix)
+        if self.queue % step:
             reason = f"queue x queue-blocksize must be a multiple of the page size, {page}"
-            raise _refusal("queue_blocksize", self.queue_blocksize, reason, fix)
-        if self.cache_items < 2 * self.queue:
-            reason = f"items must be at least 2 x queue (= {self.queue}): replies that come late stay for a while"
-            raise _refusal("cache_items", self.cache_items, reason, 2 * self.queue)
-        if self.cache_items <= self.seats:
+            raise _refusal("queue", self.queue, reason, fix)
+        if self.cache_items < 2 * self.seats + 1:
             reason = (
-                f"each of the {self.seats} prediction threads ((processes - 1) x threads) may have a reply in it,"
-                " and one is uWSGI's"
+                f"each of the {self.seats} prediction threads ((processes - 1) x threads) may have a reply in it, and"
+                " another that came late; one is uWSGI's"
             )
-            raise _refusal("cache_items", self.cache_items, reason, self.seats + 1)
+            raise _refusal("cache_items", self.cache_items, reason, 2 * self.seats + 1)
         if self.batch_wait_ms >= self.deadline_ms:
             reason = f"a task that waits so long for others is past deadline_ms (= {self.deadline_ms})"
             raise _refusal("batch_wait_ms", self.batch_wait_ms, reason, 0)

@@ -1,36 +1,41 @@
 """The way of a task from a worker to a replica and back, and what no death may lose on it.
 
 A worker's thread has a seat: the place in shared memory where its frame lies and where it sleeps.  It offers: the frame
-goes to the seat, and a ticket, which says where the frame is, onto the queue.  A replica takes: it writes the ticket
-down among what it holds, and only then takes it off the queue.  It publishes a reply, which wakes the seat, and only
-then wipes the ticket.  So there is no moment at which a task that somebody waits for stands nowhere:
+goes to the seat, and the number of the seat onto the queue.  A replica takes: it pulls a seat, writes the task that
+waits there down among what it holds, and claims it.  It publishes a reply, which wakes the seat, and only then wipes
+what it held.  A task that somebody waits for is thus
 
-    offered          the ticket is on the queue
-    held             the ticket is in the memory of one replica, with how often it began to predict it
-    offered again    its replica died: the ticket lies at its own seat, ahead of the queue; a suspect, which must be
-                     predicted alone, is offered there in the first place
+    offered          at its seat, unclaimed: the seat is on the queue
+    held             in the memory of one replica, with how often it began to predict it
+    offered again    its replica died: at its own seat, ahead of the queue; a suspect, which must be predicted alone,
+                     waits there as well until it may be
+
+A seat is on the queue once at the most, also while the task for which it came there is long given up; so a queue with
+room for all seats never overflows, and a worker needs no lock to push.  (It must not have one: it would hold it while
+its thread waits for the interpreter, and all replicas would wait with it.)
 
 When a replica is dead, whoever notices recovers what it held.  A task that the dead replica was predicting is offered
-again alone; one that was predicted max_attempts times, or was alone when its process ended by itself, is answered.  The
-seat is the one truth on whether anybody waits: a ticket whose uuid is not at its seat any more is dropped wherever it
-turns up.
+again alone; one that was predicted max_attempts times, or was alone when its process ended by itself, is answered.
+What was on its way from a worker to the queue, or from there to a replica, is found by that it is offered and its seat
+is not on the queue.  The seat is the one truth on whether anybody waits: a ticket whose uuid is not at its seat any
+more is dropped wherever it turns up.
 
-Offers, takes and recoveries happen under one lock, which a killed process gives back; a worker writes to its own seats,
-and a replica to its own places, without it.  Each step leaves the memory such that a kill behind it loses nothing.  A
+Takes and recoveries happen under one lock, which a killed process gives back; a worker writes to its own seats, and a
+replica to its own places, without it.  Each step leaves the memory such that a kill behind it loses nothing.  A
 subclass brings the queue, the lock, the replies and the sleep.
 
 Runs in:  both.
 Shapes:   frames are opaque bytes, at most max_frame_bytes; replies at most max_reply_bytes.
 Units:    seconds; deadlines are absolute, time.monotonic().
-Raises:   QueueFull, FrameTooLarge, ReplyTooLarge, DeadlineExceeded, ClientGone.
+Raises:   FrameTooLarge, ReplyTooLarge, DeadlineExceeded, ClientGone.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from serving.errors import FrameTooLarge, QueueFull, ReplyTooLarge, ServingError
+from serving.errors import FrameTooLarge, ReplyTooLarge, ServingError
 from serving.ledger import Again, Held, Seats, Taken, Ticket
 
 
@@ -50,7 +55,6 @@ class Transport(ABC):
 
     def __init__(
         self,
-        slots: int,
         seats: int,
         replicas: int,
         places: int,
@@ -58,7 +62,6 @@ class Transport(ABC):
         max_frame_bytes: int,
         max_reply_bytes: int,
     ) -> None:
-        self._slots = slots
         self.max_frame_bytes = max_frame_bytes
         self.max_reply_bytes = max_reply_bytes
         self._max_attempts = max_attempts
@@ -74,34 +77,24 @@ class Transport(ABC):
     def seat(self) -> int:
         """The seat of the calling thread, the same in each call."""
 
+    def start_seats(self, seats: Collection[int]) -> None:
+        """In a fresh worker: what its predecessor offered from its seats is dropped wherever it is."""
+        for seat in seats:
+            self._seats.leave(seat)
+        with self.locked():
+            self._offer_lost()
+
     def offer(self, ticket: Ticket, frame: bytes) -> None:
-        """Put a task on the queue, or raise QueueFull or FrameTooLarge at once; never blocks for room."""
+        """Put a task on the queue, or raise FrameTooLarge; never blocks."""
         if len(frame) > self.max_frame_bytes:
             raise FrameTooLarge(
                 f"the decoded request has {len(frame)} bytes and the limit is {self.max_frame_bytes}:"
                 " max_frame_bytes in uwsgi.ini"
             )
         self._seats.sit(ticket, frame)
-        self._lock()
-        try:
-            # one that must be predicted alone waits where others like it do, and needs no slot
-            accepted = self._again.put(ticket) if ticket.alone else self._push_past_gone(ticket.encode())
-        finally:
-            self._unlock()
-        if not accepted:
-            self._seats.leave(ticket.seat)
-            raise QueueFull(f"all {self._slots} slots of the queue are taken (queue in uwsgi.ini)")
+        if self._seats.enqueue(ticket.seat):
+            self._push(ticket.seat)
         self._ring()
-
-    def _push_past_gone(self, item: bytes) -> bool:
-        """Push; where the queue is full, past those at its head for whom nobody waits."""
-        while not self._push(item):
-            head = self._head()
-            if head is not None and self._seats.awaits(Ticket.decode(head)):
-                return False
-            if head is not None:
-                self._drop_head()
-        return True
 
     @abstractmethod
     def await_reply(self, ticket: Ticket, deadline: float) -> bytes:
@@ -140,22 +133,34 @@ class Transport(ABC):
         self._lock()
         try:
             rows = self._take_again(held, max_rows)
-            while rows < max_rows and (item := self._head()) is not None:
-                ticket = Ticket.decode(item)
-                if self._seats.awaits(ticket):
-                    # before it leaves the queue
-                    place = self._own.add(item)
-                    if place < 0:
+            while rows < max_rows and (seat := self._pull()) is not None:
+                ticket = self._seats.dequeue(seat)
+                if ticket is not None and ticket.alone:
+                    # waits where others like it do
+                    self._again.put(ticket)
+                    self._seats.claim(ticket)
+                elif ticket is not None:
+                    if not self._hold(held, ticket):
                         break
-                    held.append((place, ticket))
                     rows += ticket.rows
-                self._drop_head()
+            if not held:
+                self._take_again(held, max_rows)
             left = self._tempting()
         finally:
             self._unlock()
         if left:
             self._ring()
         return self._with_frames(held)
+
+    def _hold(self, held: list[tuple[int, Ticket]], ticket: Ticket) -> bool:
+        """Write a ticket down, then claim it; False where there is no place left for it."""
+        place = self._own.add(ticket.encode())
+        if place < 0:
+            self._again.put(ticket)
+        else:
+            held.append((place, ticket))
+        self._seats.claim(ticket)
+        return place >= 0
 
     def _take_again(self, held: list[tuple[int, Ticket]], max_rows: int) -> int:
         """Hold what is offered again.  Returns its rows; max_rows when no more may come with it."""
@@ -164,10 +169,8 @@ class Transport(ABC):
             if rows >= max_rows or (ticket.alone and (held or not self._may_risk())):
                 break
             if self._seats.awaits(ticket):
-                place = self._own.add(ticket.encode())
-                if place < 0:
+                if not self._hold(held, ticket):
                     break
-                held.append((place, ticket))
                 rows += ticket.rows
             self._again.wipe(ticket.seat)
             if held and ticket.alone:
@@ -250,6 +253,9 @@ class Transport(ABC):
         recovery = Recovery([], [], [], sum(busy for _, _, busy in held.tickets()))
         for place, ticket, busy in held.tickets():
             alone = busy and held.batch == 1
+            if self._seats.awaits(ticket):
+                # perhaps it died before it did
+                self._seats.claim(ticket)
             # in this order: others put their reply first, and wipe their place then, without the lock
             if self._elsewhere(ticket, held):
                 pass
@@ -269,9 +275,31 @@ class Transport(ABC):
                 self._again.put(again)
                 recovery.again.append(again)
             held.wipe(place)
+        self._offer_lost()
         if recovery.again:
             self._ring()
         return recovery
+
+    def _offer_lost(self) -> None:
+        """Offer again what waits at a seat that is not on the queue, as somebody died on the way.  Locked.
+
+        What a living thread is about to push is taken in as well: it is claimed when it comes.
+        """
+        seats = set(self._queue_of_seats())
+        # first: what is pushed from now on is not lost
+        self._seats.requeue(seats)
+        known = {ticket.uuid for held in self._held for _, ticket, _ in held.tickets()}
+        known |= {ticket.uuid for ticket in self._again.tickets()}
+        lost = [
+            ticket
+            for seat in range(self._seats.count)
+            if seat not in seats and (ticket := self._seats.offered(seat)) is not None and ticket.uuid not in known
+        ]
+        for ticket in lost:
+            self._again.put(ticket)
+            self._seats.claim(ticket)
+        if lost:
+            self._ring()
 
     def _answer(self, ticket: Ticket, verdict: Callable[[Ticket, bytes], bytes]) -> None:
         frame = self._seats.frame(ticket)
@@ -289,9 +317,6 @@ class Transport(ABC):
         """
         others = [other for held in self._held if held is not own for _, other, _ in held.tickets()]
         others += self._again.tickets()
-        head = self._head()
-        if head is not None:
-            others.append(Ticket.decode(head))
         return any(other.uuid == ticket.uuid and other.attempts >= ticket.attempts for other in others)
 
     # ---- what a subclass brings
@@ -308,16 +333,16 @@ class Transport(ABC):
     def _unlock(self) -> None: ...
 
     @abstractmethod
-    def _push(self, item: bytes) -> bool:
-        """Put an item on the queue; False when it is full.  Locked."""
+    def _push(self, seat: int) -> None:
+        """Put a seat on the queue, which has room for all."""
 
     @abstractmethod
-    def _head(self) -> bytes | None:
-        """The oldest item of the queue, left where it is.  Locked."""
+    def _pull(self) -> int | None:
+        """Take the oldest seat off the queue.  Locked."""
 
     @abstractmethod
-    def _drop_head(self) -> None:
-        """Take the oldest item off the queue.  Locked."""
+    def _queue_of_seats(self) -> list[int]:
+        """All seats on the queue, which stay there.  Locked."""
 
     @abstractmethod
     def _queued(self) -> bool:

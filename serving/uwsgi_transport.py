@@ -1,18 +1,17 @@
 """The uWSGI queue and cache between workers and replicas, with eventfds to sleep on.  The one file that imports uwsgi.
 
-A worker's thread checks for a free slot and pushes under one lock, then rings the doorbell, one eventfd that all
-replicas watch, each with EPOLLEXCLUSIVE so that one wakes.  The replica that reads the doorbell takes, and rings again
-when it leaves something behind.  It puts the reply into the cache under the task's uuid and writes to the eventfd of
-the task's seat, where the thread sleeps.  A thread looks in the cache only when it was woken.
+A worker's thread pushes its seat, then rings the doorbell, one eventfd that all replicas watch, each with
+EPOLLEXCLUSIVE so that one wakes.  The replica that reads the doorbell takes, and rings again when it leaves something
+behind.  It puts the reply into the cache under the task's uuid and writes to the eventfd of the task's seat, where the
+thread sleeps.  A thread looks in the cache only when it was woken.
 
 Made before the fork (import in the master): eventfds and the shared memory of transport.py are common to all processes.
 
 Runs in:  both.
 Units:    seconds; deadlines are absolute, time.monotonic().
-Raises:   QueueFull, FrameTooLarge, ReplyTooLarge, DeadlineExceeded, ClientGone; SettingsError when uWSGI runs with
-          other numbers.
-Source:   uWSGI 2.0.31 core/queue.c (push does not check for a full ring; push moves its cursor last, and pull empties
-          the slot last), core/cache.c (update answers None when full).
+Raises:   FrameTooLarge, ReplyTooLarge, DeadlineExceeded, ClientGone; SettingsError when uWSGI runs with other numbers.
+Source:   uWSGI 2.0.31 core/queue.c (push does not check for a full ring, moves its cursor last, and brings it round in
+          a step of its own; pull empties the slot last), core/cache.c (update answers None when full).
 """
 
 import ctypes
@@ -37,8 +36,10 @@ from serving.transport import Transport
 
 # a reply that came too late for its thread leaves the cache by itself after this many seconds
 _REPLY_TTL_S = 5
-# fills a slot that must not be empty; no ticket is so short
-_NO_TICKET = b"\0"
+# a seat on the queue
+_SEAT = struct.Struct("<I")
+# fills a slot that must not be empty; no seat is so short
+_NO_SEAT = b"\0"
 _FLAGS = os.EFD_NONBLOCK | os.EFD_CLOEXEC
 # linux/ipc.h and linux/sem.h; struct semid_ds begins with struct ipc_perm: key, uid, gid, cuid, cgid, mode
 _IPC_SET, _IPC_STAT, _GETPID = 1, 2, 11
@@ -53,7 +54,6 @@ class UwsgiTransport(Transport):
     def __init__(self, settings: Settings) -> None:
         _check_same(settings)
         super().__init__(
-            settings.queue,
             settings.seats,
             settings.mule_processes,
             settings.max_batch_rows,
@@ -62,6 +62,7 @@ class UwsgiTransport(Transport):
             settings.cache_blocksize,
         )
         _close_semaphores()
+        self._slots = settings.queue
         self._threads = settings.threads
         self._doorbell = os.eventfd(0, _FLAGS)
         self._wakers = [os.eventfd(0, _FLAGS) for _ in range(settings.seats)]
@@ -69,9 +70,6 @@ class UwsgiTransport(Transport):
         self._numbers = itertools.count()
         self._in_worker = False
         self._epoll: select.epoll | None = None
-        # with the cursors of the queue on one slot: 1 when it is full, 0 when it is empty.  The slots do not tell: a
-        # process that is killed inside a push or a pull leaves an item in one that is free.
-        self._filled = mmap.mmap(-1, 1)
         self._pids = memoryview(mmap.mmap(-1, 8 * settings.processes)).cast("q")
 
     def start_worker(self) -> None:
@@ -81,9 +79,9 @@ class UwsgiTransport(Transport):
         first = number * self._threads
         self._numbers = itertools.count(first)
         # the last worker, which answers health, has none
-        for seat, waker in enumerate(self._wakers[first : first + self._threads], start=first):
-            # what its predecessor offered is dropped wherever it is
-            self._seats.leave(seat)
+        wakers = self._wakers[first : first + self._threads]
+        self.start_seats(range(first, first + len(wakers)))
+        for waker in wakers:
             with suppress(BlockingIOError):
                 os.eventfd_read(waker)
         self._in_worker = True
@@ -149,43 +147,31 @@ class UwsgiTransport(Transport):
     def _unlock(self) -> None:
         uwsgi.unlock()
 
-    def _push(self, item: bytes) -> bool:
-        slot = self._slot()
-        if slot == uwsgi.queue_pull_slot():
-            if self._filled[0]:
-                return False
-        elif (slot + 1) % self._slots == uwsgi.queue_pull_slot():
-            # before it is: it counts once the cursors are on one slot
-            self._filled[0] = 1
-        return bool(uwsgi.queue_push(item))
+    def _push(self, seat: int) -> None:
+        if uwsgi.queue_slot() == self._slots:
+            # killed before the cursor came round: the next item goes behind the last slot, where nobody looks.  (The
+            # queue's memory ends with a header's bytes on a page of their own.)
+            uwsgi.queue_push(_NO_SEAT)
+        uwsgi.queue_push(_SEAT.pack(seat))
 
-    def _head(self) -> bytes | None:
+    def _pull(self) -> int | None:
         while self._queued():
-            slot: int = uwsgi.queue_pull_slot()
-            item: bytes | None = uwsgi.queue_get(slot)
-            if item is not None and item != _NO_TICKET:
-                return item
-            # no pull gets past an empty slot
-            uwsgi.queue_set(slot, _NO_TICKET)
-            self._drop_head()
+            item: bytes | None = uwsgi.queue_pull()
+            if item is None:
+                # no pull gets past an empty slot
+                uwsgi.queue_set(uwsgi.queue_pull_slot(), _NO_SEAT)
+            elif len(item) == _SEAT.size:
+                return int(_SEAT.unpack(item)[0])
         return None
 
-    def _drop_head(self) -> None:
-        if self._slot() != uwsgi.queue_pull_slot():
-            # before it is empty, with the cursors on one slot again
-            self._filled[0] = 0
-        uwsgi.queue_pull()
+    def _queue_of_seats(self) -> list[int]:
+        first, end = uwsgi.queue_pull_slot(), uwsgi.queue_slot() % self._slots
+        count = (end - first) % self._slots
+        items = [uwsgi.queue_get((first + place) % self._slots) for place in range(count)]
+        return [int(_SEAT.unpack(item)[0]) for item in items if item is not None and len(item) == _SEAT.size]
 
     def _queued(self) -> bool:
-        return bool(uwsgi.queue_slot() != uwsgi.queue_pull_slot() or self._filled[0])
-
-    def _slot(self) -> int:
-        """Where the next push goes.  Locked."""
-        if uwsgi.queue_slot() >= self._slots:
-            # a worker was killed between two instructions, and its item is nobody's
-            uwsgi.queue_pop()
-        slot: int = uwsgi.queue_slot()
-        return slot
+        return bool(uwsgi.queue_slot() % self._slots != uwsgi.queue_pull_slot())
 
     def _put_reply(self, uuid: bytes, reply: bytes) -> None:
         if not uwsgi.cache_update(uuid, reply, _REPLY_TTL_S):

@@ -1,4 +1,4 @@
-"""Limits: a full queue, no free thread, and a deadline that passes."""
+"""Limits: no free thread, no time, no backlog, and a deadline that passes."""
 
 import os
 import signal
@@ -17,16 +17,16 @@ from .test_04_health import SLOW
 COUNTING = SLOW.replace("        time.sleep", "        open('{file}', 'a').write('x')\n        time.sleep")
 
 
-def test_a_full_queue_refuses_at_once_and_loses_nothing(start, tmp_path):
+def test_more_at_once_than_there_are_threads_is_refused_and_nothing_is_lost(start, tmp_path):
     model = write_model(tmp_path / "slow", SLOW)
-    server = start(MODEL=model, MULES=1, QUEUE=4, WORKERS=2, THREADS=16).wait_ready()
+    server = start(MODEL=model, MULES=1, WORKERS=2, THREADS=5).wait_ready()
     with ThreadPoolExecutor(16) as clients:
         answers = list(clients.map(lambda number: server.predict({"seconds": 0.2 + number / 1000}), range(16)))
     full = [answer for answer in answers if answer.status == 503]
     good = [answer for answer in answers if answer.status == 200]
     assert len(full) + len(good) == 16 and len(full) >= 8 and len(good) >= 4
     for answer in full:
-        assert answer.json["code"] == "queue_full" and "all 4 slots" in answer.json["detail"]
+        assert answer.json["code"] == "queue_full" and "all 5 threads" in answer.json["detail"]
         assert int(answer.headers["retry-after"]) >= 1
     slept = [answer.json["slept"] for answer in good]
     assert len(set(slept)) == len(slept)
@@ -66,9 +66,9 @@ def test_with_the_shipped_numbers_too_much_is_refused_and_nothing_is_late(start,
     server = start(MODEL=model).wait_ready()
 
     with ThreadPoolExecutor(150) as clients:
-        told = Counter(clients.map(lambda number: server.predict({"seconds": 0.1}).status, range(150)))
-    # two held, 64 queued; the rest at once
-    assert set(told) == {200, 503} and told[200] >= 64, told
+        told = Counter(clients.map(lambda number: server.predict({"seconds": 0.05}).status, range(150)))
+    # one for each thread; the rest at once
+    assert set(told) == {200, 503} and told[200] >= 128, told
     assert server.predict({"seconds": 0}).status == 200
 
 
@@ -189,11 +189,11 @@ def test_nothing_is_refused_for_being_late_where_that_is_turned_off(start, tmp_p
     assert set(told) == {200, 504} and told[504] >= 13, told
 
 
-def test_a_client_that_goes_away_frees_its_thread_and_its_place_in_the_queue(start, tmp_path):
+def test_a_client_that_goes_away_frees_its_thread_and_its_input_is_not_predicted(start, tmp_path):
     count = tmp_path / "predicted"
     count.touch()
     model = write_model(tmp_path / "slow", COUNTING.replace("{file}", str(count)))
-    server = start(MODEL=model, MULES=1, QUEUE=8, WORKERS=2, THREADS=4).wait_ready()
+    server = start(MODEL=model, MULES=1, WORKERS=2, THREADS=4).wait_ready()
     warm = len(count.read_text())
     with ThreadPoolExecutor(1) as clients:
         first = clients.submit(server.predict, {"seconds": 1.5})
@@ -212,18 +212,20 @@ def test_a_client_that_goes_away_frees_its_thread_and_its_place_in_the_queue(sta
     assert len(count.read_text()) - warm == 4
 
 
-def test_clients_that_have_gone_take_no_slot_from_the_others(start, tmp_path):
-    server = start(MODEL=write_model(tmp_path / "slow", SLOW), MULES=1, QUEUE=4, WORKERS=2, THREADS=16).wait_ready()
+def test_clients_that_have_gone_take_no_place_from_the_others(start, tmp_path):
+    server = start(MODEL=write_model(tmp_path / "slow", SLOW), MULES=1, WORKERS=2, THREADS=5).wait_ready()
     with ThreadPoolExecutor(5) as clients:
         first = clients.submit(server.predict, {"seconds": 1.5})
         wait_until(lambda: server.ready()["replicas"][0]["busy_s"] > 0, "it is busy", 5)
-        gone = [server.connect() for _ in range(4)]
-        for connection in gone:
-            connection.request("POST", "/predict", b'{"seconds": 1}')
-        time.sleep(0.3)
-        for connection in gone:
-            connection.close()
-        time.sleep(0.3)
+        # at each of the threads, twice
+        for _ in range(2):
+            gone = [server.connect() for _ in range(4)]
+            for connection in gone:
+                connection.request("POST", "/predict", b'{"seconds": 1}')
+            time.sleep(0.2)
+            for connection in gone:
+                connection.close()
+            time.sleep(0.2)
         others = [clients.submit(server.predict, {"seconds": 0}) for _ in range(4)]
         assert [answer.result().status for answer in (first, *others)] == [200] * 5
 

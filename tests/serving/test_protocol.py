@@ -29,13 +29,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from serving.errors import QueueFull
 from serving.ledger import Again
 from serving.memory_transport import MemoryTransport
 
 from .transport_contract import at, frame
 
-SEATS, REPLICAS, SLOTS, PLACES = 4, 3, 3, 4
+SEATS, REPLICAS, PLACES = 4, 3, 4
 
 
 class Killed(BaseException):
@@ -77,12 +76,12 @@ class Shared(MemoryTransport):
     """A transport whose every step can be the last of the process that takes it."""
 
     def __init__(self, max_attempts=2):
-        super().__init__(SLOTS, 64, 64, SEATS, REPLICAS, PLACES, max_attempts)
+        super().__init__(64, 64, SEATS, REPLICAS, PLACES, max_attempts)
         self._memories = []
         # who takes turns, while they do
         self.turns = None
         for part, names in [
-            (self._seats, ("_rows", "_heads", "_frames")),
+            (self._seats, ("_rows", "_heads", "_frames", "_queued", "_claimed")),
             (self._again, ("_flags", "_tickets")),
             *((held, ("_phases", "_tickets", "_batch", "_left")) for held in self._held),
         ]:
@@ -146,20 +145,19 @@ class Shared(MemoryTransport):
             self.turns.wait(lambda: not self._mutex.locked())
         super()._lock()
 
-    def _push(self, item):
+    def _push(self, seat):
+        self.step("queue")
+        super()._push(seat)
+
+    def _pull(self):
         assert self._mutex.locked()
         self.step("queue")
-        return super()._push(item)
+        return super()._pull()
 
-    def _head(self):
+    def _queue_of_seats(self):
         assert self._mutex.locked()
         self.look("queue")
-        return super()._head()
-
-    def _drop_head(self):
-        assert self._mutex.locked()
-        self.step("queue")
-        super()._drop_head()
+        return super()._queue_of_seats()
 
     def _queued(self):
         self.look("queue")
@@ -238,9 +236,8 @@ class World:
         if kind == "e":
             self.raisers.add(ticket.uuid)
         self.transport.woken.discard(seat)
-        with suppress(QueueFull):
-            self.transport.offer(ticket, frame(number))
-            self.waiting[seat] = ticket
+        self.transport.offer(ticket, frame(number))
+        self.waiting[seat] = ticket
 
     def look(self, seat):
         """A thread that was woken takes its reply."""
@@ -277,7 +274,7 @@ class World:
         """A worker dies, and the next finds its seats."""
         for seat in seats:
             self.waiting.pop(seat, None)
-            self.transport._seats.leave(seat)
+        self.transport.start_seats(seats)
 
     # ---- replicas
 
@@ -460,7 +457,7 @@ def test_whatever_step_is_the_last_of_each_of_three_replicas(tasks, second, orde
 @pytest.mark.parametrize("kind", ["t", "a"])
 def test_whatever_step_is_the_last_of_a_worker(kind):
     # of a queue of any depth; and what waits at the seat of another worker is answered
-    for before, steps in itertools.product(range(SLOTS + 1), range(40)):
+    for before, steps in itertools.product(range(SEATS), range(40)):
         world = scenario("t" * before)
         cut = not world.offer(SEATS - 1, kind, steps=steps)
         if cut:
@@ -472,9 +469,9 @@ def test_whatever_step_is_the_last_of_a_worker(kind):
             world.end_worker([SEATS - 1] if cut else [])
         world.offer(SEATS - 1)
         world.finish()
-        if not cut and steps > 12:
+        if not cut and steps > 8:
             break
-    assert steps > 12
+    assert steps > 8
 
 
 def test_half_a_ticket_is_never_read():
@@ -821,27 +818,31 @@ class WholeActs(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.world = World()
+        # the seats of dead workers
+        self.ended = set()
 
     @precondition(lambda self: len(self.world.waiting) < SEATS)
     @rule(seat=PLACES_TO_SIT, kind=st.sampled_from("ttekaa"), rows=st.integers(1, 2), steps=STEPS)
     def offer(self, seat, kind, rows, steps):
         if seat in self.world.waiting:
             return
+        if seat in self.ended:
+            self.worker_follows(seat)
         if not self.world.offer(seat, kind, rows, steps):
-            # two seats are one worker's: nobody waits there now, and the next worker may take its time
-            for own in (seat, seat ^ 1):
-                self.world.waiting.pop(own, None)
+            self.worker_dies(seat)
 
     @rule(seat=PLACES_TO_SIT)
     def worker_follows(self, seat):
-        for own in (seat, seat ^ 1):
-            if own not in self.world.waiting:
-                self.world.end_worker([own])
+        if seat in self.ended:
+            self.world.end_worker([seat, seat ^ 1])
+            self.ended -= {seat, seat ^ 1}
 
     @rule(seat=PLACES_TO_SIT)
     def worker_dies(self, seat):
+        # two seats are one worker's: nobody waits there now, and the next worker may take its time
         for own in (seat, seat ^ 1):
             self.world.waiting.pop(own, None)
+        self.ended |= {seat, seat ^ 1}
 
     @rule(seat=PLACES_TO_SIT)
     def thread_looks(self, seat):

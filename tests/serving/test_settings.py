@@ -58,10 +58,10 @@ def test_what_serving_leaves_out_has_the_value_of_the_shipped_file(read):
 
 
 def test_numbers_that_follow_from_others(read):
-    settings = read(threads=4, mules=2, replica_threads=3, queue=2, queue_blocksize=8192, cache_items=13)
+    settings = read(threads=4, mules=2, replica_threads=3, queue=16, queue_blocksize=8192, cache_items=17)
     assert (settings.prediction_workers, settings.seats, settings.threads_per_replica) == (2, 8, 3)
     assert settings.mule_processes == 3
-    assert settings.mapped_bytes == 2 * 8192 + 8 * settings.max_frame_bytes + 13 * (262144 + 64 + 88)
+    assert settings.mapped_bytes == 16 * 8192 + 8 * settings.max_frame_bytes + 17 * (262144 + 64 + 88)
     assert read(mules=1000).threads_per_replica == 1
     assert read(mules=1).threads_per_replica >= 1
 
@@ -72,13 +72,13 @@ def test_numbers_that_follow_from_others(read):
         *(({name: low - 1}, f"it must be {low} or more") for name, low in LOWS.items()),
         *(({name: -7}, f"it must be {low} or more") for name, low in LOWS.items()),
         ({"log_level": "loud"}, "it is one of debug, info, warning, error"),
-        ({"queue": 2, "queue_blocksize": 1024}, f"it must be {PAGE} or more"),
-        ({"queue": 3, "queue_blocksize": PAGE + 1}, f"queue x queue-blocksize must be a multiple of .* {PAGE}"),
-        ({"queue": 200, "cache_items": 399}, r"at least 2 x queue \(= 200\): replies that come late stay"),
-        ({"cache_items": 128}, "each of the 128 prediction threads .* may have a reply in it"),
+        ({"queue": 257}, f"queue x queue-blocksize must be a multiple of the page size, {PAGE}"),
+        ({"queue": 300, "queue_blocksize": PAGE + 1}, f"queue x queue-blocksize must be a multiple of .* {PAGE}"),
+        ({"queue": 255}, "it must be 256 or more: twice the prediction threads"),
+        ({"queue": 2, "threads": 9}, "it must be 36 or more: twice the prediction threads"),
+        ({"cache_items": 256}, "each of the 128 prediction threads .* may have a reply in it, and another"),
         ({"max_attempts": 61}, "60 are the most"),
         ({"batch_wait_ms": 5000}, r"past deadline_ms \(= 5000\)"),
-        ({"queue": 513}, r"at least 2 x queue \(= 513\)"),
         ({"mules": 100_000}, "each is a process, and 1024 are the most"),
         *(
             ({name: value}, r"may take deadline_ms \(= 5000\) and needs a second more")
@@ -121,7 +121,7 @@ def test_more_seats_than_a_ticket_can_name_are_refused(refused):
     [
         {"deadline_ms": 60_000},
         {"max_frame_bytes": memory_bytes() // 128, "cache_blocksize": 1 << 50},
-        {"queue": 1000, "queue_blocksize": 5000, "log_level": "", "processes": 0},
+        {"queue": 100, "queue_blocksize": 5000, "log_level": "", "processes": 0},
     ],
 )
 def test_several_values_that_cannot_be_are_refused_one_after_the_other(read, refused, values):
@@ -143,16 +143,17 @@ def test_several_values_that_cannot_be_are_refused_one_after_the_other(read, ref
         (
             {
                 "queue": 2,
-                "queue_blocksize": PAGE,
-                "cache_items": 4,
+                "queue_blocksize": PAGE // 2,
+                "cache_items": 3,
                 "cache_blocksize": 4096,
                 "threads": 1,
                 "processes": 2,
             },
             {},
         ),
-        ({"queue": 512}, {"cache_items": 1024}),
-        ({"queue": 4, "queue_blocksize": PAGE * 5 // 4}, {"queue_blocksize": PAGE * 5 // 4}),
+        ({"queue": 256}, {"threads": 64, "processes": 3}),
+        ({"cache_items": 257}, {"threads": 64, "processes": 3}),
+        ({"queue": 260, "queue_blocksize": PAGE * 5 // 4}, {"queue_blocksize": PAGE * 5 // 4}),
         ({"listen": BACKLOG}, {"listen": BACKLOG}),
         ({"max_header_bytes": 64511, "buffer_size": 65535}, {}),
         ({"max_connections": 320}, {}),
@@ -172,8 +173,8 @@ def test_a_value_at_its_limit_is_accepted(read, values, accepted):
         ({"MULES": "5"}, {"mules": 5}),
         ({"WORKERS": "7"}, {"processes": 7}),
         ({"THREADS": "9"}, {"threads": 9}),
-        ({"QUEUE": "11"}, {"queue": 11}),
-        ({"MULES": "1", "QUEUE": "2", "OTHER": "3"}, {"mules": 1, "queue": 2, "threads": 64}),
+        ({"QUEUE": "512"}, {"queue": 512}),
+        ({"MULES": "1", "QUEUE": "256", "OTHER": "3"}, {"mules": 1, "queue": 256, "threads": 64}),
         ({"MODEL": "/models/a"}, {"model": Path("/models/a")}),
         ({"MODEL": ""}, {"model": Path("models/digits")}),
         ({"SERVING_MODEL": "b", "MODEL": "a"}, {"model": Path("b")}),

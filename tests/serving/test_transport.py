@@ -7,14 +7,15 @@ from hypothesis import strategies as st
 from serving.ledger import TICKET_BYTES, Again, Held, Seats, Ticket
 from serving.memory_transport import MemoryTransport
 
-from .transport_contract import REPLICAS, SEATS, SLOTS, TransportContract, at, frame
+from .transport_contract import REPLICAS, SEATS, TransportContract, at, frame
+from .transport_contract import number as number_of
 
 
 class TestMemoryTransport(TransportContract):
     @pytest.fixture
     def transport(self):
         transport = MemoryTransport(
-            SLOTS, max_frame_bytes=4080, max_reply_bytes=2048, seats=SEATS, replicas=REPLICAS, places=32
+            max_frame_bytes=4080, max_reply_bytes=2048, seats=SEATS, replicas=REPLICAS, places=32
         )
         transport.start_replica(1)
         return transport
@@ -77,10 +78,10 @@ def test_what_is_held_is_told_with_its_attempts_and_whether_it_is_predicted():
     held.begin(places[1])
     held.begin(places[2])
     held.end(places[2])
-    found = {int.from_bytes(ticket.uuid): (place, ticket.attempts, busy) for place, ticket, busy in held.tickets()}
+    found = {number_of(ticket.uuid): (place, ticket.attempts, busy) for place, ticket, busy in held.tickets()}
     assert found == {0: (places[0], 0, False), 1: (places[1], 2, True), 2: (places[2], 3, False)}
     held.wipe(places[1])
-    assert [int.from_bytes(ticket.uuid) for _, ticket, _ in held.tickets()] == [0, 2]
+    assert [number_of(ticket.uuid) for _, ticket, _ in held.tickets()] == [0, 2]
     assert held.add(at(4).encode()) == places[1]
     assert not held.alone()
 

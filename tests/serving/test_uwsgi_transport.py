@@ -15,7 +15,7 @@ import pytest
 
 from .ini import shipped
 from .quarantine_contract import QuarantineContract
-from .transport_contract import REPLICAS, SEATS, SLOTS, TransportContract
+from .transport_contract import REPLICAS, SEATS, TransportContract
 
 HERE = Path(__file__).parent
 TESTS = sorted(
@@ -46,7 +46,7 @@ def report():
 
 def start(run_dir, log):
     """The shipped uwsgi.ini with small numbers, and with the tests in place of the app."""
-    values = {"module": "tests.serving.uwsgi_server:application", "queue_blocksize": 4096, "cache_blocksize": 4096}
+    values = {"module": "tests.serving.uwsgi_server:application", "cache_blocksize": 4096}
     (run_dir / "uwsgi.ini").write_text(shipped(**values))
     environ = {key: value for key, value in os.environ.items() if not key.startswith("SERVING_")}
     # one mule more is the spare
@@ -54,7 +54,7 @@ def start(run_dir, log):
         "MULES": REPLICAS - 1,
         "WORKERS": 2,
         "THREADS": SEATS,
-        "QUEUE": SLOTS,
+        "QUEUE": 64,
         "PREDICTION_WORKERS": 1,
         "CONTROL_WORKER": 2,
     }

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.errors import DeadlineExceeded, EngineError, QueueFull, ServingError
+from serving.errors import DeadlineExceeded, EngineError, ServingError, Unavailable
 from serving.signature import DTYPES, STRING
 from serving.task import Reply, Task
 from serving.wire import (
@@ -79,7 +79,7 @@ def test_a_reply_that_is_encoded_and_decoded_is_the_same(uuid, version, queue_ms
     check_same(found.outputs, outputs)
 
 
-@pytest.mark.parametrize("error", [ServingError, DeadlineExceeded, EngineError, QueueFull])
+@pytest.mark.parametrize("error", [ServingError, DeadlineExceeded, EngineError, Unavailable])
 def test_an_error_comes_back_with_its_detail(error):
     found = decode_reply(encode_reply(Reply(UUID, 1, error=error("what – happened"))))
     assert (type(found.error), str(found.error)) == (error, "what – happened")

@@ -1,7 +1,7 @@
 """What every transport promises, as tests; test_transport.py and uwsgi_contract.py run them over one each.
 
-A subclass gives the fixture `transport`: an empty one with SLOTS slots, SEATS seats and REPLICAS replicas, of which
-this process is the first; it may play both sides.
+A subclass gives the fixture `transport`: an empty one with SEATS seats and REPLICAS replicas, of which this process is
+the first; it may play both sides.
 
 Shapes:   a frame starts with its task's uuid.
 Units:    seconds.
@@ -13,10 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from serving.errors import DeadlineExceeded, FrameTooLarge, QueueFull, ReplyTooLarge
+from serving.errors import DeadlineExceeded, FrameTooLarge, ReplyTooLarge
 from serving.ledger import Ticket
 
-SLOTS, SEATS, REPLICAS = 8, 24, 4
+SEATS, REPLICAS = 24, 4
+# tasks at once, where many are needed
+MANY = 8
 # how long what must come is waited for, and what must not
 PATIENCE_S, BRIEFLY_S = 10.0, 0.05
 # more rows than there ever are
@@ -24,7 +26,11 @@ ALL = 1 << 20
 
 
 def uuid(number):
-    return number.to_bytes(16)
+    return b"u" + number.to_bytes(15)
+
+
+def number(uuid):
+    return int.from_bytes(uuid[1:])
 
 
 def frame(number, size=16):
@@ -53,17 +59,6 @@ def offer(transport, number, **options):
     return ticket
 
 
-def offer_soon(transport, ticket, frame):
-    """Put a task on the queue, as soon as there is room."""
-    until = soon()
-    while True:
-        try:
-            return transport.offer(ticket, frame)
-        except QueueFull:
-            assert time.monotonic() < until, "the queue stayed full"
-            time.sleep(0.0005)
-
-
 def take(transport, max_rows=ALL):
     return transport.take(0, max_rows)
 
@@ -80,7 +75,7 @@ def take_some(transport, max_rows=ALL):
 def numbers(taken):
     """Which tasks they are, once it is sure that each has its own frame."""
     assert [one.frame[:16] for one in taken] == [one.ticket.uuid for one in taken]
-    return [int.from_bytes(one.ticket.uuid) for one in taken]
+    return [number(one.ticket.uuid) for one in taken]
 
 
 def leave(transport, ticket):
@@ -112,7 +107,7 @@ def ask(transport, tasks):
     seat = transport.seat()
     for number in tasks:
         ticket, asked = at(number, seat), frame(number, 16 + number % 1000)
-        offer_soon(transport, ticket, asked)
+        transport.offer(ticket, asked)
         assert transport.await_reply(ticket, soon()) == asked
 
 
@@ -131,10 +126,10 @@ class TransportContract:
     # ---- the queue
 
     def test_tasks_are_taken_in_the_order_in_which_they_were_offered(self, transport):
-        tickets = [offer(transport, number) for number in range(SLOTS)]
+        tickets = [offer(transport, number) for number in range(MANY)]
         taken = take(transport)
         assert [one.ticket for one in taken] == tickets
-        assert numbers(taken) == [*range(SLOTS)]
+        assert numbers(taken) == [*range(MANY)]
 
     def test_a_frame_comes_as_it_was_offered(self, transport):
         for number, sent in enumerate([b"\0" * 40, b"\xff" * 40, bytes(range(256)), b"a", b""]):
@@ -170,7 +165,7 @@ class TransportContract:
             for number in range(first, first + count):
                 ticket = at(number, seat=row * seats + number % seats)
                 assert free[ticket.seat].acquire(timeout=PATIENCE_S)
-                offer_soon(transport, ticket, frame(number))
+                transport.offer(ticket, frame(number))
 
         def take_all(max_rows):
             own, until = [], soon()
@@ -222,49 +217,24 @@ class TransportContract:
     def test_what_a_taker_leaves_wakes_another(self, transport):
         def offer_all(first):
             time.sleep(BRIEFLY_S)
-            for number in range(first, first + SLOTS):
-                offer(transport, number, seat=number % SLOTS)
+            for number in range(first, first + MANY):
+                offer(transport, number, seat=number % MANY)
 
-        for first in range(0, 5 * SLOTS, SLOTS):
-            *taken, _ = together(*[lambda: take_some(transport, 1)] * SLOTS, lambda first=first: offer_all(first))
-            assert sorted(map(numbers, taken)) == [[number] for number in range(first, first + SLOTS)]
+        for first in range(0, 5 * MANY, MANY):
+            *taken, _ = together(*[lambda: take_some(transport, 1)] * MANY, lambda first=first: offer_all(first))
+            assert sorted(map(numbers, taken)) == [[number] for number in range(first, first + MANY)]
             finish(transport, [one for own in taken for one in own])
 
-    def test_offer_refuses_when_no_slot_is_free_and_loses_nothing(self, transport):
-        queued, number = [], 0
-        # with every number of free slots, and so more than once around the ring from every place of it
-        for count in [*range(1, SLOTS + 1)] * 3:
-            while len(queued) < SLOTS:
-                number += 1
-                offer(transport, number)
-                queued.append(number)
-            for _ in range(2):
-                with pytest.raises(QueueFull):
-                    offer(transport, number + 1)
-            taken = take(transport, count)
-            assert numbers(taken) == queued[:count]
-            finish(transport, taken)
-            del queued[:count]
-        assert numbers(take(transport)) == queued
-
-    def test_of_many_that_offer_at_once_only_as_many_as_there_are_slots_succeed(self, transport):
-        def offer_all(first):
-            accepted = []
-            for number in range(first, first + SEATS // 3):
-                try:
-                    offer(transport, number)
-                    accepted.append(number)
-                except QueueFull:
-                    pass
-            return accepted
-
-        for _ in range(5):
-            firsts = range(0, SEATS, SEATS // 3)
-            accepted = together(*(lambda first=first: offer_all(first) for first in firsts))
+    def test_all_seats_may_offer_at_once(self, transport):
+        third = SEATS // 3
+        for turn in range(40):
+            # with every number of tasks, and so from every place of a ring
+            first = turn * SEATS
+            tasks = [[first + row * third + place for place in range(turn % third + 1)] for row in range(3)]
+            together(*(lambda own=own: [offer(transport, number) for number in own] for own in tasks))
             taken = take(transport)
-            assert len(taken) == SLOTS
-            assert sorted(numbers(taken)) == sorted(number for own in accepted for number in own)
-            assert transport.waiting_rows() == SLOTS
+            assert sorted(numbers(taken)) == [number for own in tasks for number in own]
+            assert transport.waiting_rows() == len(taken)
             finish(transport, taken)
 
     def test_a_frame_may_be_as_large_as_its_seat_and_no_larger(self, transport):
@@ -273,9 +243,9 @@ class TransportContract:
             transport.offer(at(1), b"x" * (limit + 1))
         assert take(transport) == [] and not transport.waiting()
         # at each seat, with full ones beside it
-        for number in range(SLOTS):
+        for number in range(MANY):
             transport.offer(at(number), bytes([number]) * limit)
-        assert [one.frame for one in take(transport)] == [bytes([number]) * limit for number in range(SLOTS)]
+        assert [one.frame for one in take(transport)] == [bytes([number]) * limit for number in range(MANY)]
 
     def test_what_nobody_waits_for_any_more_is_not_taken(self, transport):
         tickets = [offer(transport, number) for number in range(4)]
@@ -285,24 +255,86 @@ class TransportContract:
         offer(transport, 5, seat=tickets[3].seat)
         assert numbers(take(transport)) == [0, 2, 5]
 
-    def test_the_slots_of_those_who_left_at_the_head_of_the_queue_are_free_at_once(self, transport):
-        for number in range(SLOTS):
-            leave(transport, offer(transport, number))
-        for number in range(SLOTS, 2 * SLOTS):
-            offer(transport, number)
-        with pytest.raises(QueueFull):
-            offer(transport, 2 * SLOTS)
-        assert numbers(take(transport)) == [*range(SLOTS, 2 * SLOTS)]
+    def test_a_seat_is_queued_once_however_many_left_it(self, transport):
+        for turn in range(100):
+            for seat in range(SEATS):
+                ticket = offer(transport, turn * SEATS + seat, seat=seat)
+                if turn < 99:
+                    leave(transport, ticket)
+            assert sorted(transport._queue_of_seats()) == [*range(SEATS)]
+        taken = take(transport)
+        # the next one has the place of the one that left
+        assert numbers(taken) == [*range(99 * SEATS, 100 * SEATS)]
+        assert take(transport) == [] and transport._queue_of_seats() == []
+        finish(transport, taken)
+        offer(transport, 1)
+        assert numbers(take(transport)) == [1]
 
-    def test_a_slot_behind_one_that_is_awaited_is_free_once_somebody_takes(self, transport):
-        offer(transport, 0)
-        for number in range(1, SLOTS):
-            leave(transport, offer(transport, number))
-        with pytest.raises(QueueFull):
-            offer(transport, SLOTS)
-        assert numbers(take(transport)) == [0]
-        offer(transport, SLOTS)
-        assert numbers(take(transport)) == [SLOTS]
+    def test_what_was_claimed_is_not_taken_however_often_its_seat_is_queued(self, transport):
+        offer(transport, 1)
+        transport._push(1)
+        assert numbers(take(transport)) == [1]
+        transport._push(1)
+        assert take(transport) == [] and transport._queue_of_seats() == []
+        # and what is offered next is
+        leave(transport, at(1))
+        transport._push(1)
+        offer(transport, 1 + SEATS)
+        assert numbers(take(transport)) == [1 + SEATS]
+        assert take(transport) == []
+
+    # ---- what is lost on the way
+
+    def test_what_a_worker_did_not_push_is_dropped_when_the_next_one_starts(self, transport):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(transport, "_push", lambda seat: None)
+            offer(transport, 1)
+        # nor is what it did
+        offer(transport, 2)
+        offer(transport, 3)
+        transport.start_seats([1, 2])
+        assert numbers(take(transport)) == [3] and transport.waiting_rows() == 1
+        for number in (SEATS + 1, SEATS + 2):
+            offer(transport, number)
+        assert numbers(take(transport)) == [SEATS + 1, SEATS + 2]
+
+    def test_what_the_queue_has_lost_is_offered_again_when_a_worker_starts(self, transport):
+        for number in range(3):
+            offer(transport, number, alone=number == 2)
+        with transport.locked():
+            assert [transport._pull() for _ in range(3)] == [0, 1, 2]
+        offer(transport, 3)
+        transport.start_seats([4])
+        assert numbers(take(transport)) == [0, 1, 3]
+        assert numbers(take(transport)) == [2]
+        for seat in range(3):
+            leave(transport, at(seat))
+            offer(transport, SEATS + seat)
+        assert numbers(take(transport)) == [SEATS, SEATS + 1, SEATS + 2]
+
+    def test_what_a_dead_replica_pulled_and_did_not_write_down_is_offered_again(self, transport):
+        for number in range(3):
+            offer(transport, number)
+        with transport.locked():
+            assert transport._pull() == 0
+        recovery = die(transport, 1, heir=2)
+        assert not any(recovery)
+        assert numbers(take(transport)) == [0, 1, 2]
+        assert take(transport) == []
+
+    def test_what_is_pushed_while_somebody_recovers_is_taken_once(self, transport):
+        push, late = transport._push, []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(transport, "_push", late.append)
+            ticket = offer(transport, 1)
+            recover(transport, 2)
+        assert numbers(take(transport)) == [1]
+        push(*late)
+        assert take(transport) == []
+        leave(transport, ticket)
+        offer(transport, 1 + SEATS)
+        assert numbers(take(transport)) == [1 + SEATS]
+        assert take(transport) == []
 
     # ---- the replies
 
@@ -492,7 +524,8 @@ class TransportContract:
         seat = transport.seat()
         for number, order in enumerate([(1, 2), (2, 1)]):
             ticket = offer(transport, number, seat=seat)
-            # the first wrote it down, and died before it took it off the queue; the second died of it
+            # the first wrote it down, and died before it claimed it; another died, and it was offered again; the second
+            # died of it
             transport.start_replica(1)
             transport._own.add(ticket.encode())
             transport.start_replica(2)
@@ -581,24 +614,27 @@ class TransportContract:
         for id in (1, 2, 3):
             transport.start_replica(id, lambda: 3)
             held[id] = take(transport)
-        assert [numbers(taken) for taken in held.values()] == [[2], [3], [0, 1]]
-        # nor is the third woken for one
+        assert [numbers(taken) for taken in held.values()] == [[0, 1], [2], [3]]
+        # nor is the first woken for one
+        transport.start_replica(1, lambda: 3)
         assert not transport._tempting()
+        finish(transport, held[1])
+        assert not transport._tempting() and take(transport) == []
         transport.start_replica(2, lambda: 3)
         finish(transport, held[2])
-        transport.start_replica(3, lambda: 3)
+        transport.start_replica(1, lambda: 3)
         assert transport._tempting() and numbers(take(transport)) == [4]
 
-    def test_a_suspect_needs_no_slot_and_wakes_a_sleeping_replica(self, transport):
-        for number in range(SLOTS):
+    def test_a_suspect_among_others_wakes_a_sleeping_replica(self, transport):
+        for number in range(MANY):
             offer(transport, number)
         taken = take(transport)
         transport.take(0, ALL)
 
         def offer_later():
             time.sleep(BRIEFLY_S)
-            for number in range(SLOTS, 2 * SLOTS + 1):
-                offer(transport, number, alone=number == 2 * SLOTS)
+            for number in range(MANY, 2 * MANY + 1):
+                offer(transport, number, alone=number == 2 * MANY)
 
         woken, _ = together(lambda: take_some(transport), offer_later)
         assert woken
@@ -623,11 +659,9 @@ class TransportContract:
         finish(transport, take(transport))
         assert not transport.waiting()
 
-    def test_nobody_waits_for_a_task_that_is_past_its_deadline_or_was_refused(self, transport):
-        tickets = [offer(transport, number) for number in range(SLOTS)]
-        with pytest.raises(QueueFull):
-            offer(transport, SLOTS)
-        assert transport.waiting_rows() == SLOTS
+    def test_nobody_waits_for_a_task_that_is_past_its_deadline(self, transport):
+        tickets = [offer(transport, number) for number in range(MANY)]
+        assert transport.waiting_rows() == MANY
         for ticket in tickets:
             leave(transport, ticket)
         # their tickets are still queued

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import uwsgi
 
-from serving.errors import QueueFull, ServingError, SettingsError
+from serving import uwsgi_transport
+from serving.errors import ServingError, SettingsError
 from serving.uwsgi_transport import Notes, UwsgiTransport, mule_id
 
 from . import uwsgi_server
@@ -24,7 +25,6 @@ from .transport_contract import (
     BRIEFLY_S,
     REPLICAS,
     SEATS,
-    SLOTS,
     TransportContract,
     at,
     die,
@@ -33,12 +33,13 @@ from .transport_contract import (
     leave,
     numbers,
     offer,
-    offer_soon,
     soon,
     take,
     together,
     uuid,
 )
+
+SLOTS = uwsgi_server.settings.queue
 
 
 @pytest.fixture
@@ -126,43 +127,43 @@ def test_a_cache_that_is_full_does_not_end_whoever_recovers(transport):
     assert leave(transport, ticket) is None
 
 
+def turn_to(slot):
+    """Bring both cursors of the empty queue to some place of the ring."""
+    while uwsgi.queue_pull_slot() != slot:
+        uwsgi.queue_push(b"\0")
+        uwsgi.queue_pull()
+    assert uwsgi.queue_slot() == slot
+
+
 def test_a_hole_in_the_queue_is_closed_and_what_comes_after_it_is_taken(transport):
-    for _ in range(2 * SLOTS):
+    for turn in range(2 * SLOTS):
         # a pop from an empty queue brings the cursors apart over empty slots
         uwsgi.queue_pop()
         assert uwsgi.queue_slot() != uwsgi.queue_pull_slot()
         assert take(transport) == []
         assert uwsgi.queue_slot() == uwsgi.queue_pull_slot()
-        for number in range(3):
+        tasks = [SEATS * turn + place for place in range(3)]
+        for number in tasks:
             offer(transport, number)
         taken = take(transport)
-        assert numbers(taken) == [0, 1, 2]
+        assert numbers(taken) == tasks
         finish(transport, taken)
         assert not transport._queued()
 
 
-def fill(transport, turns, depth):
-    """A queue that holds so many tasks, with its cursors at some place of the ring; and one task that a replica has."""
-    offer(transport, 1000, seat=SEATS - 1)
-    (held,) = take(transport)
-    # an echo of an earlier round lies where it was
-    while uwsgi.queue_pull_slot() != turns:
-        one = offer(transport, 999, seat=SEATS - 2)
-        finish(transport, take(transport))
-        assert not transport._seats.awaits(one)
-    for number in range(depth):
-        offer(transport, number)
-    return held
-
-
-def half_push(content):
+def half_push(content, depth):
     """A worker was killed before it moved the cursor: an item lies where the next one goes."""
     uwsgi.queue_set(uwsgi.queue_slot(), content)
 
 
-def half_pull(content):
+def half_pull(content, depth):
     """A replica was killed after it moved the cursor: what it took still lies behind that."""
     uwsgi.queue_set((uwsgi.queue_pull_slot() - 1) % SLOTS, content)
+
+
+def both(content, depth):
+    half_pull(content, depth)
+    half_push(content, depth)
 
 
 def leftovers(content, depth):
@@ -171,114 +172,35 @@ def leftovers(content, depth):
         uwsgi.queue_set((uwsgi.queue_pull_slot() + free) % SLOTS, content)
 
 
-def check_queue(transport, depth):
-    """The queue gives what it held, takes as many as it has slots for, in order, and gives nothing else."""
-    queued = list(range(depth))
-    for number in range(depth, SLOTS):
-        offer(transport, number)
-        queued.append(number)
-    with pytest.raises(QueueFull):
-        offer(transport, SLOTS)
-    assert transport._queued()
-    taken = take(transport, 3)
-    assert numbers(taken) == queued[:3]
-    finish(transport, taken)
-    for number in range(SLOTS, SLOTS + 3):
-        offer(transport, number)
-    with pytest.raises(QueueFull):
-        offer(transport, SLOTS + 3)
-    taken = take(transport)
-    assert numbers(taken) == [*queued[3:], *range(SLOTS, SLOTS + 3)]
-    finish(transport, taken)
-    assert take(transport) == [] and not transport._queued()
-
-
-def torn(transport, deaths):
-    """For each place of the ring, and each number of tasks on it: check it after some deaths."""
-    for turns in range(SLOTS):
-        for depth in range(SLOTS + 1):
-            held = fill(transport, turns, depth)
-            item = held.ticket.encode()
-            # what lay in a slot before may be the whole ticket of a task that somebody still waits for
-            for content in (item, item[:9] + bytes(15), b"\0", b"\xff" * 24):
-                deaths(content, depth)
+def test_what_the_killed_leave_in_the_queue_is_never_taken(transport):
+    numbered = itertools.count(SEATS)
+    # what lay in a slot before may be the seat of a task that somebody still waits for
+    waits = offer(transport, next(numbered), seat=SEATS - 1)
+    (held,) = take(transport)
+    deadly = (half_push, half_pull, both, leftovers)
+    for turn, depth, deaths in itertools.product(range(0, SLOTS, 3), range(0, SEATS - 1, 5), deadly):
+        for content in (uwsgi_transport._SEAT.pack(waits.seat), b"\0", b"\xff" * 24):
+            for early in (True, False):
+                turn_to(turn)
+                tasks = [(next(numbered), seat) for seat in range(depth)]
+                if early:
+                    deaths(content, 0)
+                for number, seat in tasks:
+                    offer(transport, number, seat=seat)
+                if not early:
+                    deaths(content, depth)
                 taken = take(transport)
-                assert numbers(taken) == [*range(depth)]
+                assert numbers(taken) == [number for number, _ in tasks]
                 finish(transport, taken)
-                assert take(transport) == []
-                for number in range(depth):
-                    offer(transport, number)
-                deaths(content, depth)
-            check_queue(transport, depth)
-            finish(transport, [held])
-
-
-def test_a_worker_killed_in_the_middle_of_a_push_leaves_nothing_that_is_taken(transport):
-    torn(transport, lambda content, depth: half_push(content) if depth < SLOTS else None)
-
-
-def test_a_replica_killed_in_the_middle_of_a_pull_leaves_nothing_that_is_taken_again(transport):
-    torn(transport, lambda content, depth: half_pull(content) if depth < SLOTS else None)
-
-
-def test_two_killed_one_after_the_other_leave_nothing_that_is_taken(transport):
-    def deaths(content, depth):
-        if depth < SLOTS:
-            half_pull(content)
-            half_push(content)
-
-    torn(transport, deaths)
-
-
-def test_what_many_left_that_were_killed_is_never_taken_and_never_fills_the_queue(transport):
-    torn(transport, leftovers)
-
-
-def test_a_replica_killed_between_writing_down_and_pulling_holds_what_is_still_queued(transport):
-    for turns in range(SLOTS):
-        finish(transport, [fill(transport, turns, SLOTS)])
-        transport._own.add(transport._head())
-        recovery = die(transport, 1, heir=2)
-        assert recovery.again == recovery.guilty == []
-        taken = take(transport)
-        assert numbers(taken) == [*range(SLOTS)]
-        finish(transport, taken)
-        transport.start_replica(1)
-
-
-def test_a_worker_killed_before_the_push_that_fills_the_queue_does_not_fill_it(transport):
-    class Killed(Exception):
-        pass
-
-    def killed(item):
-        raise Killed
-
-    for turns in range(SLOTS):
-        for then_taken in range(SLOTS):
-            finish(transport, [fill(transport, turns, SLOTS - 1)])
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(uwsgi, "queue_push", killed)
-                with pytest.raises(Killed):
-                    offer(transport, SLOTS)
-            leave(transport, at(SLOTS))
-            if then_taken:
-                taken = take(transport, then_taken)
-                assert numbers(taken) == [*range(then_taken)]
-                finish(transport, taken)
-            for number in range(SLOTS - 1, SLOTS + then_taken):
-                offer(transport, number)
-            with pytest.raises(QueueFull):
-                offer(transport, SLOTS + then_taken)
-            taken = take(transport)
-            assert numbers(taken) == [*range(then_taken, SLOTS + then_taken)]
-            finish(transport, taken)
-            assert take(transport) == [] and not transport._queued()
+                assert take(transport) == [] and not transport._queued()
+    finish(transport, [held])
 
 
 def header():
     """The two cursors of the queue, where uWSGI keeps them: before the first slot."""
     size = SLOTS * uwsgi_server.settings.queue_blocksize
     cursors = uwsgi.queue_slot(), uwsgi.queue_pull_slot()
+    assert any(cursors)
     for line in Path("/proc/self/maps").read_text().splitlines():
         start, end = (int(address, 16) for address in line.split()[0].split("-"))
         if end - start == size + mmap.PAGESIZE and " rw-s " in line:
@@ -289,22 +211,41 @@ def header():
 
 
 def test_a_worker_killed_between_moving_the_cursor_and_taking_it_round_breaks_nothing(transport):
-    for depth in range(SLOTS):
-        finish(transport, [fill(transport, SLOTS - 1 - depth, depth)])
-        # the one that is pushed last is that of the worker which is killed
-        offer(transport, depth)
+    numbered = itertools.count(SEATS)
+    for depth, taken_first in itertools.product(range(1, SEATS - 1), (True, False)):
+        turn_to(SLOTS - depth)
+        tasks = [offer(transport, next(numbered), seat=seat) for seat in range(depth)]
         assert uwsgi.queue_slot() == 0
         header()[0] = SLOTS
-        leave(transport, at(depth))
+        # the one that was pushed last is that of the worker which was killed
+        leave(transport, tasks.pop())
+        if taken_first:
+            taken = take(transport)
+            assert [one.ticket for one in taken] == tasks
+            finish(transport, taken)
+            tasks = []
+        tasks.append(offer(transport, next(numbered), seat=SEATS - 1))
+        tasks.append(offer(transport, next(numbered), seat=SEATS - 2))
         taken = take(transport)
-        assert numbers(taken) == [*range(depth)]
+        assert [one.ticket for one in taken] == tasks
         finish(transport, taken)
-        check_queue(transport, 0)
-        finish(transport, [fill(transport, SLOTS - 1 - depth, depth)])
-        offer(transport, depth)
-        header()[0] = SLOTS
-        leave(transport, at(depth))
-        check_queue(transport, depth)
+        assert take(transport) == [] and not transport._queued() and uwsgi.queue_slot() == 2
+
+
+def test_what_was_pushed_behind_the_last_slot_is_offered_again_when_the_next_worker_starts(transport):
+    turn_to(SLOTS - 1)
+    tasks = [offer(transport, number) for number in range(1)]
+    header()[0] = SLOTS
+    with pytest.MonkeyPatch.context() as patch:
+        # that worker was killed just after this one had looked
+        patch.setattr(transport, "_push", lambda seat: uwsgi.queue_push(uwsgi_transport._SEAT.pack(seat)))
+        lost = offer(transport, 1)
+    tasks.append(offer(transport, 2))
+    assert [one.ticket for one in take(transport)] == tasks
+    transport.start_seats([])
+    assert [one.ticket for one in take(transport)] == [lost]
+    leave(transport, lost)
+    assert numbers([*take(transport), *(offer(transport, 1 + SEATS) and take(transport))]) == [1 + SEATS]
 
 
 def test_a_reply_of_a_replica_that_died_before_it_woke_anybody_is_found_at_the_deadline(transport):
@@ -322,7 +263,7 @@ def test_replicas_in_processes_of_their_own_answer_every_task_once():
         seat, pids = transport.seat(), set()
         for number in range(first, first + 400):
             ticket, asked = at(number, seat), frame(number, 16 + number % 1000)
-            offer_soon(transport, ticket, asked)
+            transport.offer(ticket, asked)
             reply = transport.await_reply(ticket, soon())
             pids.add(reply[:4])
             assert reply[4:] == asked
