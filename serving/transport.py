@@ -138,7 +138,6 @@ class Transport(ABC):
                 if ticket is not None and ticket.alone:
                     # waits where others like it do
                     self._again.put(ticket)
-                    self._seats.claim(ticket)
                 elif ticket is not None:
                     if not self._hold(held, ticket):
                         break
@@ -253,9 +252,6 @@ class Transport(ABC):
         recovery = Recovery([], [], [], sum(busy for _, _, busy in held.tickets()))
         for place, ticket, busy in held.tickets():
             alone = busy and held.batch == 1
-            if self._seats.awaits(ticket):
-                # perhaps it died before it did
-                self._seats.claim(ticket)
             # in this order: others put their reply first, and wipe their place then, without the lock
             if self._elsewhere(ticket, held):
                 pass
@@ -288,18 +284,11 @@ class Transport(ABC):
         seats = set(self._queue_of_seats())
         # first: what is pushed from now on is not lost
         self._seats.requeue(seats)
-        known = {ticket.uuid for held in self._held for _, ticket, _ in held.tickets()}
-        known |= {ticket.uuid for ticket in self._again.tickets()}
-        lost = [
-            ticket
-            for seat in range(self._seats.count)
-            if seat not in seats and (ticket := self._seats.offered(seat)) is not None and ticket.uuid not in known
-        ]
-        for ticket in lost:
-            self._again.put(ticket)
-            self._seats.claim(ticket)
-        if lost:
-            self._ring()
+        for seat in range(self._seats.count):
+            if seat not in seats and (ticket := self._seats.offered(seat)) is not None:
+                self._again.put(ticket)
+                self._seats.claim(ticket)
+                self._ring()
 
     def _answer(self, ticket: Ticket, verdict: Callable[[Ticket, bytes], bytes]) -> None:
         frame = self._seats.frame(ticket)
