@@ -72,8 +72,7 @@ class Seats:
         self._frames = mmap.mmap(-1, self._stride * seats)
         self._queued = mmap.mmap(-1, seats)
         self._claimed = mmap.mmap(-1, 16 * seats)
-        # to take and to give back a mutex is a fence: what was written before is seen before anything is read after
-        self._fence = threading.Lock()
+        self._mutex = threading.Lock()
 
     def sit(self, ticket: Ticket, frame: bytes) -> None:
         """Lay a frame down, and wait."""
@@ -81,7 +80,10 @@ class Seats:
         # whoever still reads the frame before this one sees that it is gone
         self._heads[head : head + 16] = _NOBODY
         self._frames[start : start + len(frame)] = frame
-        self._heads[head : head + _HEAD.size] = _HEAD.pack(ticket.uuid, len(frame), ticket.alone)
+        written = _HEAD.pack(ticket.uuid, len(frame), ticket.alone)
+        # the uuid last: all that is read with it is its own
+        self._heads[head + 16 : head + _HEAD.size] = written[16:]
+        self._heads[head : head + 16] = ticket.uuid
         self._rows[ticket.seat] = ticket.rows
 
     def leave(self, seat: int) -> None:
@@ -114,8 +116,7 @@ class Seats:
         """Whether the thread that sat down has to push its seat: not where it is queued since an earlier task."""
         if self._queued[seat]:
             # whoever takes it off right now looks at the seat after that: one of both sees the other
-            with self._fence:
-                pass
+            self._fence()
             if self._queued[seat]:
                 return False
         self._queued[seat] = 1
@@ -124,8 +125,7 @@ class Seats:
     def dequeue(self, seat: int) -> Ticket | None:
         """The seat is off the queue.  Returns the task that waits there, unless it was claimed before.  Locked."""
         self._queued[seat] = 0
-        with self._fence:
-            pass
+        self._fence()
         return self.offered(seat)
 
     def offered(self, seat: int) -> Ticket | None:
@@ -142,12 +142,17 @@ class Seats:
         """What stands somewhere else is no longer offered by its seat.  Locked."""
         self._claimed[16 * ticket.seat : 16 * (ticket.seat + 1)] = ticket.uuid
 
-    def requeue(self, seats: Collection[int]) -> None:
+    def mark_queued(self, seats: Collection[int]) -> None:
         """These are on the queue, and no others.  Locked."""
         for seat, queued in enumerate(self._queued[:]):
             if queued != (seat in seats):
                 self._queued[seat] = seat in seats
-        with self._fence:
+        self._fence()
+
+    def _fence(self) -> None:
+        """What was written before is seen by all before anything is read after."""
+        # by the locked instruction that a mutex takes on x86; on a processor with weaker order it is likely, not sure
+        with self._mutex:
             pass
 
 

@@ -172,9 +172,10 @@ class Settings:
             raise _refusal("log_level", self.log_level, f"it is one of {', '.join(LOG_LEVELS)}", "info")
         page = mmap.PAGESIZE
         step = page // math.gcd(page, self.queue_blocksize)
-        fix = -(-max(self.queue, 2 * self.seats) // step) * step
-        if self.queue < 2 * self.seats:
-            reason = f"it must be {2 * self.seats} or more: twice the prediction threads ((processes - 1) x threads)"
+        least = 4 * self.seats
+        fix = -(-max(self.queue, least) // step) * step
+        if self.queue < least:
+            reason = f"it must be {least} or more: four for each prediction thread ((processes - 1) x threads)"
             raise _refusal("queue", self.queue, reason, fix)
         if self.queue % step:
             reason = f"queue x queue-blocksize must be a multiple of the page size, {page}"

@@ -10,9 +10,10 @@ what it held.  A task that somebody waits for is thus
     offered again    its replica died: at its own seat, ahead of the queue; a suspect, which must be predicted alone,
                      waits there as well until it may be
 
-A seat is on the queue once at the most, also while the task for which it came there is long given up; so a queue with
-room for all seats never overflows, and a worker needs no lock to push.  (It must not have one: it would hold it while
-its thread waits for the interpreter, and all replicas would wait with it.)
+A seat is put on the queue when it is not there, also for a task that came while an earlier one was given up; a recovery
+may put it there once more where its thread is just pushing.  So a queue with room for all seats several times over
+never overflows, and a worker needs no lock to push.  (It must not have one: it would hold it while its thread waits for
+the interpreter, and all replicas would wait with it.)
 
 When a replica is dead, whoever notices recovers what it held.  A task that the dead replica was predicting is offered
 again alone; one that was predicted max_attempts times, or was alone when its process ended by itself, is answered.
@@ -78,14 +79,17 @@ class Transport(ABC):
         """The seat of the calling thread, the same in each call."""
 
     def start_seats(self, seats: Collection[int]) -> None:
-        """In a fresh worker: what its predecessor offered from its seats is dropped wherever it is."""
+        """In a fresh worker: what its predecessor offered from its seats is dropped wherever it is.
+
+        What others offer is looked after as well: the death may have cost them a place on the queue.
+        """
         for seat in seats:
             self._seats.leave(seat)
         with self.locked():
             self._offer_lost()
 
     def offer(self, ticket: Ticket, frame: bytes) -> None:
-        """Put a task on the queue, or raise FrameTooLarge; never blocks."""
+        """Put a task on the queue, or raise FrameTooLarge; waits for nobody."""
         if len(frame) > self.max_frame_bytes:
             raise FrameTooLarge(
                 f"the decoded request has {len(frame)} bytes and the limit is {self.max_frame_bytes}:"
@@ -279,11 +283,12 @@ class Transport(ABC):
     def _offer_lost(self) -> None:
         """Offer again what waits at a seat that is not on the queue, as somebody died on the way.  Locked.
 
-        What a living thread is about to push is taken in as well: it is claimed when it comes.
+        What a living thread is about to push is taken in as well: it is claimed when its seat comes, which may be on
+        the queue twice from then on.
         """
         seats = set(self._queue_of_seats())
         # first: what is pushed from now on is not lost
-        self._seats.requeue(seats)
+        self._seats.mark_queued(seats)
         for seat in range(self._seats.count):
             if seat not in seats and (ticket := self._seats.offered(seat)) is not None:
                 self._again.put(ticket)

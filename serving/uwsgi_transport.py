@@ -11,7 +11,8 @@ Runs in:  both.
 Units:    seconds; deadlines are absolute, time.monotonic().
 Raises:   FrameTooLarge, ReplyTooLarge, DeadlineExceeded, ClientGone; SettingsError when uWSGI runs with other numbers.
 Source:   uWSGI 2.0.31 core/queue.c (push does not check for a full ring, moves its cursor last, and brings it round in
-          a step of its own; pull empties the slot last), core/cache.c (update answers None when full).
+          a step of its own; pull empties the slot last, and moves its cursor in one step, as gcc builds it),
+          core/cache.c (update answers None when full).
 """
 
 import ctypes
@@ -148,7 +149,7 @@ class UwsgiTransport(Transport):
         uwsgi.unlock()
 
     def _push(self, seat: int) -> None:
-        if uwsgi.queue_slot() == self._slots:
+        if uwsgi.queue_slot() >= self._slots:
             # killed before the cursor came round: the next item goes behind the last slot, where nobody looks.  (The
             # queue's memory ends with a header's bytes on a page of their own.)
             uwsgi.queue_push(_NO_SEAT)
@@ -156,6 +157,8 @@ class UwsgiTransport(Transport):
 
     def _pull(self) -> int | None:
         while self._queued():
+            if uwsgi.queue_pull_slot() >= self._slots:
+                raise RuntimeError("uWSGI's queue is broken: it was killed in the middle of a step; restart the server")
             item: bytes | None = uwsgi.queue_pull()
             if item is None:
                 # no pull gets past an empty slot
@@ -165,13 +168,18 @@ class UwsgiTransport(Transport):
         return None
 
     def _queue_of_seats(self) -> list[int]:
-        first, end = uwsgi.queue_pull_slot(), uwsgi.queue_slot() % self._slots
-        count = (end - first) % self._slots
+        first = uwsgi.queue_pull_slot()
+        count = (self._end() - first) % self._slots
         items = [uwsgi.queue_get((first + place) % self._slots) for place in range(count)]
         return [int(_SEAT.unpack(item)[0]) for item in items if item is not None and len(item) == _SEAT.size]
 
     def _queued(self) -> bool:
-        return bool(uwsgi.queue_slot() % self._slots != uwsgi.queue_pull_slot())
+        return bool(self._end() != uwsgi.queue_pull_slot())
+
+    def _end(self) -> int:
+        """The slot behind the newest seat."""
+        slot: int = uwsgi.queue_slot()
+        return slot if slot < self._slots else 0
 
     def _put_reply(self, uuid: bytes, reply: bytes) -> None:
         if not uwsgi.cache_update(uuid, reply, _REPLY_TTL_S):

@@ -163,7 +163,7 @@ def test_a_taken_port_is_refused(start):
         ({"MODEL": "/nowhere"}, "the model folder /nowhere does not exist; set MODEL to a folder that holds a model"),
         ({"MULES": "two"}, "mules = two: it must be a whole number, for example 8"),
         ({"WORKERS": "1"}, "processes = 1: it must be 2 or more; 2 would do"),
-        ({"QUEUE": "600"}, "cache2 items = 1024: items must be at least 2 x queue (= 600)"),
+        ({"QUEUE": "64"}, "queue = 64: it must be 512 or more: four for each prediction thread"),
         ({"SERVING_DEADLINE_MS": "60000"}, "[serving] stop_timeout_s = 9: what is in flight may take deadline_ms"),
         ({"SERVING_DEDLINE_MS": "1"}, "[serving] dedline_ms = 1: there is no such setting; did you mean deadline_ms?"),
         ({"INI": "/nowhere.ini"}, "/nowhere.ini: No such file or directory; give the path of a uwsgi.ini"),

@@ -280,7 +280,7 @@ def test_a_worker_that_is_stopped_is_replaced(start):
 
 
 def test_one_that_is_stopped_while_it_holds_the_lock_freezes_nobody_for_long(start, tmp_path):
-    # stops itself between the first two operations of a take, with the lock in its hands
+    # stops itself where it pulls, with the lock in its hands
     source = """
 import os, signal, uwsgi
 
@@ -290,14 +290,14 @@ class Model:
     batched = False
 
     def __init__(self, path):
-        self.flag, self.head = path + "/stop", uwsgi.queue_pull_slot
-        uwsgi.queue_pull_slot = self.stop
+        self.flag, self.pull = path + "/stop", uwsgi.queue_pull
+        uwsgi.queue_pull = self.stop
 
     def stop(self):
         try:
             os.unlink(self.flag)
         except OSError:
-            return self.head()
+            return self.pull()
         os.kill(os.getpid(), signal.SIGSTOP)
 
     def predict(self, inputs):

@@ -218,6 +218,8 @@ class World:
         # what was in a batch that raised
         self.tried = {}
         self.dead = set()
+        # the seats of workers that have died and have no successor yet
+        self.ended = set()
 
     # ---- threads
 
@@ -383,6 +385,8 @@ class World:
         assert not transport._queue and not transport._mutex.locked() and not transport.waiting()
         assert [list(held.tickets()) for held in transport._held] == [[]] * REPLICAS
         assert transport._again.tickets() == []
+        flagged = {seat for seat, flag in enumerate(transport._seats._queued[:]) if flag}
+        assert flagged <= self.ended, "a seat that is not queued says that it is"
         assert len(set(transport.left)) == len(transport.left), "a reply was left twice"
         assert not {uuid for uuid, answer in self.answers.items() if answer[:1] == b"r"} & self.killers
 
@@ -457,21 +461,19 @@ def test_whatever_step_is_the_last_of_each_of_three_replicas(tasks, second, orde
 @pytest.mark.parametrize("kind", ["t", "a"])
 def test_whatever_step_is_the_last_of_a_worker(kind):
     # of a queue of any depth; and what waits at the seat of another worker is answered
+    last = 0
     for before, steps in itertools.product(range(SEATS), range(40)):
-        world = scenario("t" * before)
-        cut = not world.offer(SEATS - 1, kind, steps=steps)
-        if cut:
-            world.waiting.pop(SEATS - 1, None)
-        # a replica takes what a dead thread has offered, or the next worker is there before
-        for early in (True, False):
-            if early:
-                world.act(1, "T")
-            world.end_worker([SEATS - 1] if cut else [])
-        world.offer(SEATS - 1)
-        world.finish()
-        if not cut and steps > 8:
-            break
-    assert steps > 8
+        # a replica takes what a dead thread has offered before the next worker is there, or after
+        for acts in ("T", ""):
+            world = scenario("t" * before)
+            cut = not world.offer(SEATS - 1, kind, steps=steps)
+            world.act(1, acts)
+            if cut:
+                world.end_worker([SEATS - 1])
+                world.offer(SEATS - 1)
+            world.finish()
+        last = max(last, steps if cut else 0)
+    assert 8 < last < 39
 
 
 def test_half_a_ticket_is_never_read():
@@ -682,6 +684,9 @@ class Scene:
                 while seat in world.waiting:
                     turns.wait(lambda: seat in woken)
                     world.look(seat)
+            elif act == "N":
+                # its worker was killed, and the next one starts
+                world.end_worker([seat])
             elif act == "L":
                 # its time is over
                 if seat in world.waiting and not world.fetch(seat):
@@ -763,6 +768,7 @@ def test_whoever_runs_while_a_replica_is_recovered(tasks, replicas, threads, bou
         ({1: "TP", 2: "TP", 3: "DR"}, {}, 1),
         ({1: "TP", 3: "DR"}, {0: "W"}, 1),
         ({1: "TP", 3: "DR"}, {0: "LtW"}, 1),
+        ({1: "TP", 3: "DR"}, {0: "NtW"}, 1),
     ],
 )
 def test_whoever_runs_while_a_replica_dies(replicas, threads, bound, max_attempts):
@@ -780,6 +786,9 @@ def test_whoever_runs_while_nobody_dies():
             ("t", {1: "TP"}, {0: "LtW"}, 2),
             ("t", {1: "TP", 2: "TP"}, {0: "WtW"}, 1),
             ("a", {1: "TP"}, {0: "LaW"}, 2),
+            ("t", {1: "TP"}, {0: "NtW"}, 2),
+            ("tt", {1: "TP"}, {0: "LtW", 1: "Nt"}, 1),
+            ("tt", {1: "TPTP"}, {0: "WtW", 1: "NtW"}, 1),
         ]
     )
 
@@ -792,7 +801,7 @@ def test_whoever_runs_while_nobody_dies():
     acts=st.tuples(
         st.sampled_from(["TP", "TPTP"]), st.sampled_from(["TP", "TRP", "DRTP"]), st.sampled_from(["DR", "DRTP"])
     ),
-    threads=st.tuples(*[st.sampled_from(["W", "WtW", "LtW", "LkW", "LaW"])] * 2),
+    threads=st.tuples(*[st.sampled_from(["W", "WtW", "LtW", "LkW", "LaW", "NtW"])] * 2),
     lives=st.tuples(*[st.none() | st.integers(0, 40)] * 2),
     plan=st.dictionaries(st.integers(0, 200), st.integers(0, 4), max_size=20),
     max_attempts=st.integers(1, 2),
@@ -818,31 +827,28 @@ class WholeActs(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.world = World()
-        # the seats of dead workers
-        self.ended = set()
 
     @precondition(lambda self: len(self.world.waiting) < SEATS)
     @rule(seat=PLACES_TO_SIT, kind=st.sampled_from("ttekaa"), rows=st.integers(1, 2), steps=STEPS)
     def offer(self, seat, kind, rows, steps):
         if seat in self.world.waiting:
             return
-        if seat in self.ended:
-            self.worker_follows(seat)
+        self.worker_follows(seat)
         if not self.world.offer(seat, kind, rows, steps):
             self.worker_dies(seat)
 
     @rule(seat=PLACES_TO_SIT)
     def worker_follows(self, seat):
-        if seat in self.ended:
+        if seat in self.world.ended:
             self.world.end_worker([seat, seat ^ 1])
-            self.ended -= {seat, seat ^ 1}
+            self.world.ended -= {seat, seat ^ 1}
 
     @rule(seat=PLACES_TO_SIT)
     def worker_dies(self, seat):
         # two seats are one worker's: nobody waits there now, and the next worker may take its time
         for own in (seat, seat ^ 1):
             self.world.waiting.pop(own, None)
-        self.ended |= {seat, seat ^ 1}
+        self.world.ended |= {seat, seat ^ 1}
 
     @rule(seat=PLACES_TO_SIT)
     def thread_looks(self, seat):
@@ -892,15 +898,22 @@ class WholeActs(RuleBasedStateMachine):
         assert not self.world.transport._mutex.locked()
 
     @invariant()
+    def no_seat_is_queued_often(self):
+        assert len(self.world.transport._queue) <= 2 * SEATS
+
+    @invariant()
     def who_waits_is_counted(self):
         rows = sum(ticket.rows for ticket in self.world.waiting.values())
         assert self.world.transport.waiting_rows() >= rows
 
     def teardown(self):
-        for seat in range(SEATS):
-            if seat not in self.world.waiting:
-                self.world.end_worker([seat])
+        # the next workers are not there: what others offer is found without them
+        for seat in self.world.ended:
+            self.world.transport._seats.leave(seat)
         self.world.finish()
+        self.world.end_worker(sorted(self.world.ended))
+        self.world.ended.clear()
+        self.world.check()
 
 
 TestAnyOrderOfActs = WholeActs.TestCase

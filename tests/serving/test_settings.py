@@ -58,10 +58,10 @@ def test_what_serving_leaves_out_has_the_value_of_the_shipped_file(read):
 
 
 def test_numbers_that_follow_from_others(read):
-    settings = read(threads=4, mules=2, replica_threads=3, queue=16, queue_blocksize=8192, cache_items=17)
+    settings = read(threads=4, mules=2, replica_threads=3, queue=32, queue_blocksize=8192, cache_items=17)
     assert (settings.prediction_workers, settings.seats, settings.threads_per_replica) == (2, 8, 3)
     assert settings.mule_processes == 3
-    assert settings.mapped_bytes == 16 * 8192 + 8 * settings.max_frame_bytes + 17 * (262144 + 64 + 88)
+    assert settings.mapped_bytes == 32 * 8192 + 8 * settings.max_frame_bytes + 17 * (262144 + 64 + 88)
     assert read(mules=1000).threads_per_replica == 1
     assert read(mules=1).threads_per_replica >= 1
 
@@ -72,10 +72,10 @@ def test_numbers_that_follow_from_others(read):
         *(({name: low - 1}, f"it must be {low} or more") for name, low in LOWS.items()),
         *(({name: -7}, f"it must be {low} or more") for name, low in LOWS.items()),
         ({"log_level": "loud"}, "it is one of debug, info, warning, error"),
-        ({"queue": 257}, f"queue x queue-blocksize must be a multiple of the page size, {PAGE}"),
-        ({"queue": 300, "queue_blocksize": PAGE + 1}, f"queue x queue-blocksize must be a multiple of .* {PAGE}"),
-        ({"queue": 255}, "it must be 256 or more: twice the prediction threads"),
-        ({"queue": 2, "threads": 9}, "it must be 36 or more: twice the prediction threads"),
+        ({"queue": 513}, f"queue x queue-blocksize must be a multiple of the page size, {PAGE}"),
+        ({"queue": 600, "queue_blocksize": PAGE + 1}, f"queue x queue-blocksize must be a multiple of .* {PAGE}"),
+        ({"queue": 511}, "it must be 512 or more: four for each prediction thread"),
+        ({"queue": 2, "threads": 9}, "it must be 72 or more: four for each prediction thread"),
         ({"cache_items": 256}, "each of the 128 prediction threads .* may have a reply in it, and another"),
         ({"max_attempts": 61}, "60 are the most"),
         ({"batch_wait_ms": 5000}, r"past deadline_ms \(= 5000\)"),
@@ -142,8 +142,8 @@ def test_several_values_that_cannot_be_are_refused_one_after_the_other(read, ref
         ({"deadline_ms": 7000}, {"stop_timeout_s": 9}),
         (
             {
-                "queue": 2,
-                "queue_blocksize": PAGE // 2,
+                "queue": 4,
+                "queue_blocksize": PAGE // 4,
                 "cache_items": 3,
                 "cache_blocksize": 4096,
                 "threads": 1,
@@ -151,9 +151,9 @@ def test_several_values_that_cannot_be_are_refused_one_after_the_other(read, ref
             },
             {},
         ),
-        ({"queue": 256}, {"threads": 64, "processes": 3}),
+        ({"queue": 512}, {"threads": 64, "processes": 3}),
         ({"cache_items": 257}, {"threads": 64, "processes": 3}),
-        ({"queue": 260, "queue_blocksize": PAGE * 5 // 4}, {"queue_blocksize": PAGE * 5 // 4}),
+        ({"queue": 516, "queue_blocksize": PAGE * 5 // 4}, {"queue_blocksize": PAGE * 5 // 4}),
         ({"listen": BACKLOG}, {"listen": BACKLOG}),
         ({"max_header_bytes": 64511, "buffer_size": 65535}, {}),
         ({"max_connections": 320}, {}),
@@ -173,8 +173,8 @@ def test_a_value_at_its_limit_is_accepted(read, values, accepted):
         ({"MULES": "5"}, {"mules": 5}),
         ({"WORKERS": "7"}, {"processes": 7}),
         ({"THREADS": "9"}, {"threads": 9}),
-        ({"QUEUE": "512"}, {"queue": 512}),
-        ({"MULES": "1", "QUEUE": "256", "OTHER": "3"}, {"mules": 1, "queue": 256, "threads": 64}),
+        ({"QUEUE": "576"}, {"queue": 576}),
+        ({"MULES": "1", "QUEUE": "512", "OTHER": "3"}, {"mules": 1, "queue": 512, "threads": 64}),
         ({"MODEL": "/models/a"}, {"model": Path("/models/a")}),
         ({"MODEL": ""}, {"model": Path("models/digits")}),
         ({"SERVING_MODEL": "b", "MODEL": "a"}, {"model": Path("b")}),

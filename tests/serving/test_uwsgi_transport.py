@@ -54,7 +54,7 @@ def start(run_dir, log):
         "MULES": REPLICAS - 1,
         "WORKERS": 2,
         "THREADS": SEATS,
-        "QUEUE": 64,
+        "QUEUE": 128,
         "PREDICTION_WORKERS": 1,
         "CONTROL_WORKER": 2,
     }

@@ -212,11 +212,13 @@ def header():
 
 def test_a_worker_killed_between_moving_the_cursor_and_taking_it_round_breaks_nothing(transport):
     numbered = itertools.count(SEATS)
-    for depth, taken_first in itertools.product(range(1, SEATS - 1), (True, False)):
+    # one worker, or another after it when it brought the cursor round
+    killed = (SLOTS, SLOTS + 1)
+    for depth, taken_first, slot in itertools.product(range(1, SEATS - 1), (True, False), killed):
         turn_to(SLOTS - depth)
         tasks = [offer(transport, next(numbered), seat=seat) for seat in range(depth)]
         assert uwsgi.queue_slot() == 0
-        header()[0] = SLOTS
+        header()[0] = slot
         # the one that was pushed last is that of the worker which was killed
         leave(transport, tasks.pop())
         if taken_first:
@@ -234,7 +236,7 @@ def test_a_worker_killed_between_moving_the_cursor_and_taking_it_round_breaks_no
 
 def test_what_was_pushed_behind_the_last_slot_is_offered_again_when_the_next_worker_starts(transport):
     turn_to(SLOTS - 1)
-    tasks = [offer(transport, number) for number in range(1)]
+    tasks = [offer(transport, 0)]
     header()[0] = SLOTS
     with pytest.MonkeyPatch.context() as patch:
         # that worker was killed just after this one had looked
