@@ -227,9 +227,11 @@ class Settings:
         if limit and self.listen > int(limit):
             raise _refusal("listen", self.listen, f"net.core.somaxconn allows {limit}", limit)
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        if self.seats + _OTHER_FILES > files:
-            reason = f"each of the {self.seats} prediction threads needs a file, and `ulimit -Hn` allows {files} in all"
-            raise _refusal("threads", self.threads, reason, max(1, (files - _OTHER_FILES) // self.prediction_workers))
+        # in each process a file for each seat, and in a worker another two for each of its own
+        if self.seats + 2 * self.threads + _OTHER_FILES > files:
+            reason = f"each of the {self.seats} prediction threads needs files, and `ulimit -Hn` allows {files} in all"
+            fix = max(1, (files - _OTHER_FILES) // (self.prediction_workers + 2))
+            raise _refusal("threads", self.threads, reason, fix)
         if self.nginx_files > files:
             reason = f"nginx may need two files for each, and `ulimit -Hn` allows {files} in all"
             raise _refusal("max_connections", self.max_connections, reason, files // 2)

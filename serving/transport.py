@@ -31,6 +31,7 @@ Units:    seconds; deadlines are absolute, time.monotonic().
 Raises:   FrameTooLarge, ReplyTooLarge, DeadlineExceeded, ClientGone.
 """
 
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -69,6 +70,9 @@ class Transport(ABC):
         self._seats = Seats(seats, max_frame_bytes)
         self._held = [Held(places) for _ in range(replicas)]
         self._again = Again(seats)
+        # 1 for each replica that sleeps, or is about to
+        self._asleep = mmap.mmap(-1, replicas)
+        self._id = 0
         self._own = self._held[0]
         self._alive: Callable[[], int] = lambda: 1
 
@@ -98,7 +102,7 @@ class Transport(ABC):
         self._seats.sit(ticket, frame)
         if self._seats.enqueue(ticket.seat):
             self._push(ticket.seat)
-        self._ring()
+        self._rouse()
 
     @abstractmethod
     def await_reply(self, ticket: Ticket, deadline: float) -> bytes:
@@ -125,13 +129,15 @@ class Transport(ABC):
         """In a fresh replica: its place among the others, and how many of them are alive."""
         self._own = self._held[id - 1]
         self._alive = alive
+        self._id = id
+        self._asleep[id - 1] = 0
 
     def take(self, wait_s: float, max_rows: int) -> list[Taken]:
         """The oldest tasks, each given to one replica: those that wait now, until max_rows; [] when none came in time.
 
         One that must be predicted alone comes alone.
         """
-        if wait_s > 0 and not self._tempting() and not self._sleep(wait_s):
+        if wait_s > 0 and not self._tempting() and not self._nap(wait_s):
             return []
         held: list[tuple[int, Ticket]] = []
         self._lock()
@@ -152,8 +158,22 @@ class Transport(ABC):
         finally:
             self._unlock()
         if left:
-            self._ring()
+            self._rouse()
         return self._with_frames(held)
+
+    def _nap(self, wait_s: float) -> bool:
+        """Sleep until somebody rings; False when it rang for another."""
+        self._asleep[self._id - 1] = 1
+        try:
+            # whoever has pushed before it could see that this one sleeps
+            return self._tempting() or self._sleep(wait_s)
+        finally:
+            self._asleep[self._id - 1] = 0
+
+    def _rouse(self) -> None:
+        """Wake a replica if one sleeps: one that is awake looks before it sleeps."""
+        if 1 in self._asleep[:]:
+            self._ring()
 
     def _hold(self, held: list[tuple[int, Ticket]], ticket: Ticket) -> bool:
         """Write a ticket down, then claim it; False where there is no place left for it."""
@@ -276,7 +296,8 @@ class Transport(ABC):
                 recovery.again.append(again)
             held.wipe(place)
         self._offer_lost()
-        if recovery.again:
+        self._asleep[id - 1] = 0
+        if self._tempting():
             self._ring()
         return recovery
 

@@ -17,7 +17,6 @@ Source:   uWSGI 2.0.31 core/queue.c (push does not check for a full ring, moves 
 
 import ctypes
 import itertools
-import math
 import mmap
 import os
 import select
@@ -41,6 +40,8 @@ _REPLY_TTL_S = 5
 _SEAT = struct.Struct("<I")
 # fills a slot that must not be empty; no seat is so short
 _NO_SEAT = b"\0"
+# how often a thread that waits looks whether its client is still there
+_LOOK_S = 0.1
 _FLAGS = os.EFD_NONBLOCK | os.EFD_CLOEXEC
 # linux/ipc.h and linux/sem.h; struct semid_ds begins with struct ipc_perm: key, uid, gid, cuid, cgid, mode
 _IPC_SET, _IPC_STAT, _GETPID = 1, 2, 11
@@ -98,38 +99,38 @@ class UwsgiTransport(Transport):
         local = self._local
         if not hasattr(local, "seat"):
             local.seat = next(self._numbers)
-            local.poll = select.poll()
-            local.poll.register(self._wakers[local.seat], select.POLLIN)
+            local.epoll = select.epoll()
+            # each write is one event: nobody needs to read it
+            local.epoll.register(self._wakers[local.seat], select.EPOLLIN | select.EPOLLET)
         seat: int = local.seat
         return seat
 
     def await_reply(self, ticket: Ticket, deadline: float) -> bytes:
         """Sleep on the seat's eventfd until the reply is in the cache, then take it out."""
-        waker, poll = self._wakers[ticket.seat], self._local.poll
-        # nginx closes the connection of a client that went away
-        client = uwsgi.connection_fd() if self._in_worker else -1
-        if client >= 0:
-            poll.register(client, select.POLLRDHUP)
+        epoll = self._local.epoll
         try:
             while (left := deadline - time.monotonic()) > 0:
-                for fd, _ in poll.poll(math.ceil(left * 1000)):
-                    if fd == client:
-                        raise ClientGone("the client went away before its answer was there")
-                try:
-                    os.eventfd_read(waker)
-                except BlockingIOError:
-                    continue
-                # the wake-up may be for a reply that came too late for the request before
-                if reply := self._take_reply(ticket):
-                    return reply
+                if epoll.poll(min(left, _LOOK_S)):
+                    # the wake-up may be for a reply that came too late for the request before
+                    if reply := self._take_reply(ticket):
+                        return reply
+                elif self._client_is_gone():
+                    raise ClientGone("the client went away before its answer was there")
             # published by a replica that died before it woke anybody
             if reply := self._take_reply(ticket):
                 return reply
         finally:
             self._seats.leave(ticket.seat)
-            if client >= 0:
-                poll.unregister(client)
         raise DeadlineExceeded("no reply came before the deadline (deadline_ms, or X-Request-Timeout-Ms)")
+
+    def _client_is_gone(self) -> bool:
+        """Whether nginx has closed the connection, as it does when its client went away."""
+        client = uwsgi.connection_fd() if self._in_worker else -1
+        if client < 0:
+            return False
+        poll = select.poll()
+        poll.register(client, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def _take_reply(self, ticket: Ticket) -> bytes | None:
         reply: bytes | None = uwsgi.cache_get(ticket.uuid)

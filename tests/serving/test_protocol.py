@@ -83,6 +83,7 @@ class Shared(MemoryTransport):
         for part, names in [
             (self._seats, ("_rows", "_heads", "_frames", "_queued", "_claimed")),
             (self._again, ("_flags", "_tickets")),
+            (self, ("_asleep",)),
             *((held, ("_phases", "_tickets", "_batch", "_left")) for held in self._held),
         ]:
             for name in names:

@@ -155,6 +155,23 @@ class TransportContract:
             taken, _ = together(lambda: take_some(transport), lambda number=number: offer_later(number))
             assert numbers(taken) == [number]
 
+    def test_only_one_that_sleeps_is_rung(self, transport):
+        rings = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(transport, "_ring", lambda: rings.append(1))
+            offer(transport, 1)
+            assert not rings
+            # it looks once more when it says that it sleeps: what came before that was not rung for
+            assert transport._nap(0) and numbers(take(transport)) == [1]
+            transport._asleep[2] = 1
+            offer(transport, 2)
+            assert rings == [1]
+            # nor for one that is dead
+            recover(transport, 3)
+            rings.clear()
+            offer(transport, 3)
+            assert not rings
+
     def test_each_task_goes_to_one_taker(self, transport):
         # three that offer, each with seats of its own
         firsts, count, seats = (0, 1000, 2000), 200, SEATS // 3
