@@ -27,7 +27,6 @@ from serving.signature import Signature
 from serving.task import Tensor, Tensors
 
 Encode = Callable[[Tensors], bytes]
-_FORMS = ("instances", "inputs")
 
 
 def decode(body: bytes, signature: Signature, max_rows: float = math.inf) -> tuple[Tensors, Encode]:
@@ -39,20 +38,28 @@ def decode(body: bytes, signature: Signature, max_rows: float = math.inf) -> tup
             f"the body is {kind}; expected an object: "
             '{"instances": [row, …]}, {"inputs": {name: rows}} or {name: value} for one row'
         )
-    booleans = b"true" in body or b"false" in body
-    form = [key for key in _FORMS if key in value]
-    if not form:
-        return signature.instance(value, booleans), _encode_instance
-    others = [key for key in value if key != form[0]]
+    words = b"true" in body or b"false" in body
+    if "instances" not in value and "inputs" not in value:
+        return signature.instance(value, not words and _has_no_strings(body, len(value))), _encode_instance
+    form = "instances" if "instances" in value else "inputs"
+    others = [key for key in value if key != form]
     if others:
         raise DecodeError(
-            f"the body has {form[0]!r} and {', '.join(repr(key[:64]) for key in others[:5])} beside it; "
+            f"the body has {form!r} and {', '.join(repr(key[:64]) for key in others[:5])} beside it; "
             "it is one of three forms: 'instances', 'inputs', or the inputs of one row by name"
         )
-    _check_rows(value[form[0]], max_rows)
-    if form[0] == "instances":
-        return signature.instances(value["instances"], booleans), _encode_instances
-    return signature.columns(value["inputs"], booleans), _encode_columns
+    within = value[form]
+    _check_rows(within, max_rows)
+    if form == "instances":
+        names = sum(len(row) for row in within if isinstance(row, dict)) if isinstance(within, list) else 0
+        return signature.instances(within, not words and _has_no_strings(body, 1 + names)), _encode_instances
+    names = len(within) if isinstance(within, dict) else 0
+    return signature.columns(within, not words and _has_no_strings(body, 1 + names)), _encode_columns
+
+
+def _has_no_strings(body: bytes, names: int) -> bool:
+    """Whether the names of so many values are all strings that a body holds."""
+    return body.count(b'"') == 2 * names
 
 
 def _check_rows(value: object, max_rows: float) -> None:
@@ -127,9 +134,10 @@ def _text(item: Any) -> str | dict[str, str]:
 
 
 def _dump(value: dict[str, Any], outputs: Tensors) -> bytes:
-    if all(tensor.dtype.kind != "f" or np.isfinite(tensor).all() for tensor in outputs.values()):
-        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    told = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
     # orjson writes NaN as null
+    if b"null" not in told or all(tensor.dtype.kind != "f" or np.isfinite(tensor).all() for tensor in outputs.values()):
+        return told
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_listed).encode()
 
 

@@ -12,8 +12,9 @@ import base64
 import binascii
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,9 @@ EXACT_INTEGER = 2**53
 _MOST_AXES = 32
 # a list of more elements than this, and than it should have, is refused unread
 _FLOOD = 4096
+# up to so many elements are looked at together
+_FEW = 4096
+_SQUARES = {dtype: float(np.finfo(dtype).max) ** 2 / 2 for dtype in ("float16", "float32")} | {"float64": np.inf}
 _SIZE = r"\s*(?:-1|[0-9]+)\s*"
 _SPEC = re.compile(rf"\s*(\w+)\s*(?:\[({_SIZE}(?:,{_SIZE})*|\s*)\])?\s*")
 
@@ -66,6 +70,11 @@ class TensorSpec:
             raise ValueError(f"{name} = {text!r}: {dtype} is not one of {', '.join(DTYPES)}")
         return cls(name, dtype, tuple(int(size) for size in (sizes or "").split(",") if size.strip()))
 
+    @cached_property
+    def numpy(self) -> np.dtype[np.generic]:
+        """Its dtype in a tensor."""
+        return np.dtype(object if self.dtype == STRING else self.dtype)
+
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.shape)}" if self.shape else self.dtype
 
@@ -74,46 +83,50 @@ class TensorSpec:
         shape = (rows, *(1 if size < 0 else size for size in self.shape))
         return np.full(shape, b"", object) if self.dtype == STRING else np.zeros(shape, self.dtype)
 
-    def array(self, value: object, booleans: bool = True) -> Tensor:
+    def array(self, value: object, plain: bool = False) -> Tensor:
         """The tensor (rows, *shape) from nested lists of rows.
 
-        booleans: whether a true or false may stand anywhere in value; False saves the look at each element.
+        plain: that no string, true or false stands anywhere in value, which saves the look at each element.
         """
         if not isinstance(value, list):
             raise self._mismatch(f"expected a list of rows, got {_kind(value)}")
         if not value:
             raise self._mismatch("there are no rows")
         self._refuse_floods(value)
-        tensor = self._strings(value) if self.dtype == STRING else self._numbers(value, booleans)
+        tensor = self._strings(value) if self.dtype == STRING else self._numbers(value, plain)
         self.check(tensor)
         return tensor
 
     def check(self, tensor: Tensor) -> None:
         """Raise SignatureMismatch unless the tensor is (rows, *shape)."""
         found = tensor.shape[1:]
+        if found == self.shape:
+            return
         if len(found) != len(self.shape) or any(0 <= want != got for want, got in zip(self.shape, found, strict=True)):
             raise self._mismatch(f"one row has shape {list(found)}")
 
     def _refuse_floods(self, value: list[Any]) -> None:
         # lists that are far too long, before each of their elements is looked at
         lists = value
-        for size in self.shape:
+        for axis, size in enumerate(self.shape):
+            if axis:
+                lists = [element for item in lists if isinstance(item, list) for element in item]
             if size < 0 or len(lists) > _FLOOD:
                 return
             for item in lists:
                 if isinstance(item, list) and len(item) > max(size, _FLOOD):
                     raise self._mismatch(f"a list of {len(item)} elements where {size} belong")
-            lists = [element for item in lists if isinstance(item, list) for element in item]
 
-    def _numbers(self, value: list[Any], booleans: bool) -> Tensor:
-        self._refuse_strings(value)
+    def _numbers(self, value: list[Any], plain: bool) -> Tensor:
+        if not plain:
+            self._refuse_strings(value)
         try:
             found = np.array(value)
         except (ValueError, OverflowError) as error:
             raise self._complaint(value) from error
         if found.dtype.kind == "O" and self.dtype.startswith("float"):
             found = self._long_integers(value, found)
-        if booleans and self.dtype != "bool" and any(type(item) is bool for item in _leaves(value)):
+        if not plain and self.dtype != "bool" and any(type(item) is bool for item in _leaves(value)):
             raise self._complaint(value)
         if self.dtype == "bool":
             if found.dtype.kind != "b" and found.size:
@@ -145,6 +158,10 @@ class TensorSpec:
             raise self._mismatch("a number overflows it") from error
 
     def _floats(self, found: Tensor) -> Tensor:
+        # quicker than a look at each: no element is larger than the root of the sum of all squares
+        flat: Any = found
+        if found.dtype.kind == "f" and found.size <= _FEW and np.vdot(flat, flat) < _SQUARES[self.dtype]:
+            return found.astype(self.dtype)
         with np.errstate(over="ignore"):
             tensor = found.astype(self.dtype)
         if self.dtype != "float64":
@@ -218,46 +235,51 @@ class Signature:
         """Inputs of zeros, for a warm-up without a sample."""
         return {spec.name: spec.zeros(rows) for spec in self.inputs}
 
-    def columns(self, value: object, booleans: bool = True) -> Tensors:
+    def columns(self, value: object, plain: bool = False) -> Tensors:
         """Inputs from {name: rows}, or from bare rows when the model has one input."""
         if len(self.inputs) == 1 and not isinstance(value, dict):
             value = {self.inputs[0].name: value}
         self._check_names(value, "'inputs'")
         assert isinstance(value, dict)
-        inputs = {spec.name: spec.array(value[spec.name], booleans) for spec in self.inputs}
+        inputs = {spec.name: spec.array(value[spec.name], plain) for spec in self.inputs}
         self.rows(inputs)
         return inputs
 
-    def instances(self, value: object, booleans: bool = True) -> Tensors:
+    def instances(self, value: object, plain: bool = False) -> Tensors:
         """Inputs from a list of rows: objects by input name, or bare values when the model has one input."""
         if not isinstance(value, list):
             raise SignatureMismatch(f"'instances': expected a list of rows, got {_kind(value)}")
         if not value:
             raise SignatureMismatch("'instances': there are no rows")
         if len(self.inputs) == 1 and not self._is_instance(value[0]):
-            return {self.inputs[0].name: self.inputs[0].array(value, booleans)}
+            return {self.inputs[0].name: self.inputs[0].array(value, plain)}
         for row, item in enumerate(value):
             self._check_names(item, f"'instances'[{row}]")
-        return {spec.name: spec.array([item[spec.name] for item in value], booleans) for spec in self.inputs}
+        return {spec.name: spec.array([item[spec.name] for item in value], plain) for spec in self.inputs}
 
-    def instance(self, value: Mapping[str, object], booleans: bool = True) -> Tensors:
+    def instance(self, value: Mapping[str, object], plain: bool = False) -> Tensors:
         """Inputs of one row from {name: value}."""
         self._check_names(value, "the body")
-        return {spec.name: spec.array([value[spec.name]], booleans) for spec in self.inputs}
+        return {spec.name: spec.array([value[spec.name]], plain) for spec in self.inputs}
 
     def rows(self, inputs: Tensors) -> int:
         """How many rows the inputs have, all the same."""
-        counts = {name: len(tensor) for name, tensor in inputs.items()}
-        if len(set(counts.values())) != 1:
-            raise SignatureMismatch(f"inputs differ in their number of rows: {counts}")
-        return next(iter(counts.values()))
+        if len(inputs) == 1:
+            return len(inputs[self.inputs[0].name])
+        counts = [len(tensor) for tensor in inputs.values()]
+        if counts.count(counts[0]) != len(counts):
+            told = dict(zip(inputs, counts, strict=True))
+            raise SignatureMismatch(f"inputs differ in their number of rows: {told}")
+        return counts[0]
 
     def _is_instance(self, item: object) -> bool:
         # {"b64": …} is a value, unless that is what the input is called
         return isinstance(item, dict) and (list(item) != ["b64"] or self.inputs[0].name == "b64")
 
     def _check_names(self, value: object, where: str) -> None:
-        names = [spec.name for spec in self.inputs]
+        names = self._names
+        if isinstance(value, dict) and value.keys() == names.keys():
+            return
         if not isinstance(value, Mapping):
             raise SignatureMismatch(f"{where}: expected an object with {_names(names)}, got {_kind(value)}")
         if missing := [name for name in names if name not in value]:
@@ -266,11 +288,15 @@ class Signature:
             unknown = [str(name)[:64] for name in value if name not in names]
             raise SignatureMismatch(f"{where}: {_names(unknown[:5])} is unknown; the model takes {self._taken()}")
 
+    @cached_property
+    def _names(self) -> dict[str, None]:
+        return dict.fromkeys(spec.name for spec in self.inputs)
+
     def _taken(self) -> str:
         return ", ".join(f"{spec.name!r} ({spec})" for spec in self.inputs)
 
 
-def _names(names: Sequence[str]) -> str:
+def _names(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names)
 
 
