@@ -4,8 +4,10 @@ Runs in:  worker.
 Units:    seconds, absolute, time.monotonic(); Server-Timing and X-Request-Timeout-Ms in milliseconds.
 """
 
+import itertools
 import logging
 import math
+import os
 import time
 import uuid
 from collections.abc import Mapping
@@ -27,7 +29,7 @@ from serving.errors import (
 from serving.ledger import Ticket
 from serving.quarantine import Quarantine, digest
 from serving.settings import Settings
-from serving.store import Board
+from serving.store import Board, Service
 from serving.task import Reply, Task
 from serving.transport import Transport
 from serving.wire import decode_reply, encode_task
@@ -35,6 +37,8 @@ from serving.wire import decode_reply, encode_task
 # status line, headers, body
 Answer = tuple[str, list[tuple[str, str]], bytes]
 
+# how long what those who serve can do is taken to be the same
+_LOOK_S = 0.01
 # what has been measured is a mean
 MARGIN = 1.25
 
@@ -49,32 +53,42 @@ class Predict:
         self._transport = transport
         self._board = board
         self._quarantine = quarantine
+        self._served = board.service()
+        self._look_at = 0.0
+        self._pid = 0
+        self._uuids = itertools.count()
 
     def answer(self, environ: Mapping[str, Any]) -> Answer:
         """The answer to one request, whatever happens to it."""
         start = time.monotonic()
-        fresh = uuid.uuid4()
-        request_id = problems.request_id(environ, fresh)
+        request_id = problems.request_id(environ)
         try:
-            return self._predict(environ, start, fresh.bytes, request_id)
+            return self._predict(environ, start, self._uuid(), request_id)
         except ServingError as error:
             return _refusal(error, request_id)
         except Exception:
             log.exception("request=%s the handler failed", request_id)
             return _refusal(ServingError("the server failed; the log has more under this request id"), request_id)
 
+    def _uuid(self) -> bytes:
+        """A UUID that no other task has: a random one for each process, and counted up from there."""
+        if self._pid != os.getpid():
+            self._pid, self._uuids = os.getpid(), itertools.count(uuid.uuid4().int >> 1)
+        return next(self._uuids).to_bytes(16)
+
     def _predict(self, environ: Mapping[str, Any], start: float, uuid: bytes, request_id: str) -> Answer:
-        card = self._board.card()
+        service = self._service(start)
+        card = service.card
         deadline = start - _waited_s(environ) + self._timeout_s(environ)
-        if card is None or self._board.hopeless(deadline):
+        if card is None or (not service.replicas and self._board.hopeless(deadline)):
             raise ModelLoading("no replica has loaded the model; /readyz shows how far they are, and why not")
         if deadline <= start:
             raise DeadlineExceeded("no thread was free before the deadline (deadline_ms, or X-Request-Timeout-Ms)")
-        self._refuse_late(1, deadline)
+        self._refuse_late(1, deadline, service)
         inputs, encode = codec.decode(self._body(environ), card.signature, self._settings.max_request_rows)
         rows = card.signature.rows(inputs)
         if rows > 1:
-            self._refuse_late(rows, deadline)
+            self._refuse_late(rows, deadline, service)
         offered = time.monotonic()
         frame = encode_task(Task(uuid, request_id, offered, deadline, rows, inputs))
         reply = decode_reply(self._ask(uuid, rows, frame, deadline))
@@ -106,26 +120,29 @@ class Predict:
             self._transport.leave_digest(ticket, lambda: digest(frame))
             raise
 
-    def _refuse_late(self, rows: int, deadline: float) -> None:
+    def _service(self, now: float) -> Service:
+        """What those who serve can do, looked at now and then."""
+        if now >= self._look_at:
+            self._served, self._look_at = self._board.service(), now + _LOOK_S
+        return self._served
+
+    def _refuse_late(self, rows: int, deadline: float, service: Service) -> None:
         """Raise Overloaded when what waits already takes longer than there is time."""
         # where a replica is free it is tried in any case: only that tells when the model is faster again
         waiting = self._transport.waiting_rows() if self._settings.refuse_late else 0
-        if not waiting or waiting < len(self._board.ready()):
+        if waiting < max(1, service.replicas):
             return
         left_s = deadline - time.monotonic()
-        needs_s = self._board.drain_s(waiting + rows)
+        needs_s = service.drain_s(waiting + rows)
         if needs_s * MARGIN > left_s:
             error = Overloaded(
                 f"what waits takes {needs_s * 1000:.0f} ms, or a quarter more, and the deadline leaves"
                 f" {left_s * 1000:.0f} ms (deadline_ms, or X-Request-Timeout-Ms); come back later, or add replicas"
                 " (mules in uwsgi.ini)"
             )
-            error.retry_after_s = self._retry_after_s()
+            # when half of what waits now will be done
+            error.retry_after_s = max(1, math.ceil(service.drain_s(waiting) / 2))
             raise error
-
-    def _retry_after_s(self) -> int:
-        """When half of what waits now will be done, by the pace of the replicas."""
-        return max(1, math.ceil(self._board.drain_s(self._transport.waiting_rows()) / 2))
 
     def _timeout_s(self, environ: Mapping[str, Any]) -> float:
         limit: int = self._settings.deadline_ms
@@ -139,7 +156,7 @@ class Predict:
 
     def _body(self, environ: Mapping[str, Any]) -> bytes:
         coding = environ.get("HTTP_CONTENT_ENCODING", "")
-        if coding.lower() not in ("", "identity"):
+        if coding and coding.lower() != "identity":
             raise UnsupportedMedia(f"Content-Encoding is {coding[:32]!r}; send the body as it is")
         text = environ.get("CONTENT_LENGTH") or "0"
         if not (text.isascii() and text.isdecimal() and len(text) <= 18):

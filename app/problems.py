@@ -21,10 +21,10 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+=@-]{1,64}")
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-def request_id(environ: Mapping[str, Any], fresh: uuid.UUID | None = None) -> str:
+def request_id(environ: Mapping[str, Any]) -> str:
     """What the client (or nginx) calls this request, or a fresh UUID."""
-    given = environ.get("HTTP_X_REQUEST_ID", "")
-    return given if _REQUEST_ID.fullmatch(given) else str(fresh or uuid.uuid4())
+    given: str = environ.get("HTTP_X_REQUEST_ID", "")
+    return given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
 
 
 def status_line(status: int) -> str:

@@ -18,6 +18,17 @@ def group(tasks: list[Task]) -> list[Batch]:
     """The tasks that can be merged, in the order of their first: same names, dtypes and shapes of one row."""
     if len(tasks) < 2:
         return [tasks] if tasks else []
+    (name, first), *others = tasks[0].inputs.items()
+    dtype, shape = first.dtype, first.shape[1:]
+    if not others and all(
+        len(task.inputs) == 1
+        and (tensor := task.inputs.get(name)) is not None
+        and tensor.dtype == dtype
+        and tensor.shape[1:] == shape
+        for task in tasks
+    ):
+        # as nearly always
+        return [tasks]
     batches: dict[tuple[object, ...], Batch] = {}
     for task in tasks:
         key = tuple((name, tensor.dtype, tensor.shape[1:]) for name, tensor in task.inputs.items())

@@ -230,6 +230,7 @@ class Again:
     def __init__(self, seats: int) -> None:
         self._flags = mmap.mmap(-1, seats)
         self._tickets = mmap.mmap(-1, seats * TICKET_BYTES)
+        self._none = bytes(seats)
 
     def put(self, ticket: Ticket) -> None:
         start = ticket.seat * TICKET_BYTES
@@ -247,5 +248,7 @@ class Again:
     def tickets(self) -> list[Ticket]:
         """Those that must be predicted alone come last."""
         flags = self._flags[:]
+        if flags == self._none:
+            return []
         seats = [seat for kind in (self.INNOCENT, self.ALONE) for seat, flag in enumerate(flags) if flag == kind]
         return [Ticket.decode(self._tickets[seat * TICKET_BYTES : (seat + 1) * TICKET_BYTES]) for seat in seats]

@@ -18,7 +18,7 @@ import time
 import zlib
 from dataclasses import asdict, dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from serving.model import ModelCard
 
@@ -222,6 +222,25 @@ class Record:
         return float(min(max(0.0, now - since), self.overhead_s + self.batch_rows * self.row_s)) if since else 0.0
 
 
+class Service(NamedTuple):
+    """The replicas that serve, all together: their model, how many they are, and the mean of their paces."""
+
+    card: ModelCard | None
+    replicas: int
+    batch_rows: int
+    overhead_s: float
+    row_s: float
+    # of the present predicts
+    done_s: float
+
+    def drain_s(self, rows: int) -> float:
+        """How long they need for so many rows; 0.0 when none serves, as nobody knows."""
+        if not self.replicas:
+            return 0.0
+        share = rows / self.replicas
+        return max(0.0, math.ceil(share / self.batch_rows) * self.overhead_s + share * self.row_s - self.done_s)
+
+
 class Board:
     """The records of all replicas and of the spare.  Made before the fork, and so shared."""
 
@@ -272,18 +291,19 @@ class Board:
         posts = self.posts()
         return bool(posts) and all(record.hopeless for record in posts)
 
-    def drain_s(self, rows: int) -> float:
-        """How long the replicas that serve need for so many rows; 0.0 when none does, as nobody knows."""
-        ready = self.ready()
-        if not ready:
-            return 0.0
-        share = rows / len(ready)
-        batch_rows = max(1, min(record.batch_rows for record in ready))
-        overhead_s = sum(record.overhead_s for record in ready) / len(ready)
-        row_s = sum(record.row_s for record in ready) / len(ready)
+    def service(self) -> "Service":
+        """What those who serve can do now."""
         now = time.monotonic()
-        done_s = sum(record.done_s(now) for record in ready) / len(ready)
-        return float(max(0.0, math.ceil(share / batch_rows) * overhead_s + share * row_s - done_s))
+        ready = self.ready(now)
+        count = len(ready) or 1
+        return Service(
+            self.card(),
+            len(ready),
+            max(1, min((record.batch_rows for record in ready), default=1)),
+            sum(record.overhead_s for record in ready) / count,
+            sum(record.row_s for record in ready) / count,
+            sum(record.done_s(now) for record in ready) / count,
+        )
 
     def statuses(self, now: float | None = None) -> list[ReplicaStatus]:
         """The status of each process, the spare's too."""

@@ -9,6 +9,7 @@ Units:    seconds; _ms in replies.
 """
 
 import struct
+from functools import lru_cache
 
 import numpy as np
 
@@ -25,6 +26,8 @@ _TENSOR = struct.Struct("<BBHQ")
 _ALIGNMENT = 16
 _CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
 _NUMPY = [None if dtype == STRING else np.dtype(dtype).newbyteorder("<") for dtype in DTYPES]
+_CODES_BY_DTYPE = {np.dtype(dtype): code for dtype, code in _CODES.items() if dtype != STRING}
+_CODES_BY_DTYPE |= {dtype.newbyteorder(): code for dtype, code in _CODES_BY_DTYPE.items()}
 _MAX_DETAIL_BYTES = 2048
 
 MAX_REQUEST_ID = 255
@@ -89,34 +92,46 @@ def _aligned(position: int) -> int:
 def _join(parts: list[bytes], tensors: Tensors) -> bytes:
     position = sum(map(len, parts))
     for name, tensor in tensors.items():
-        dtype = STRING if tensor.dtype.kind == "O" else tensor.dtype.name
-        data = _strings(tensor) if dtype == STRING else np.ascontiguousarray(tensor, _NUMPY[_CODES[dtype]]).tobytes()
-        label = name.encode()
-        head = _TENSOR.pack(len(label), _CODES[dtype], tensor.ndim, len(data)) + label
-        head += struct.pack(f"<{tensor.ndim}Q", *tensor.shape)
-        gap = -(position + len(head)) % _ALIGNMENT
-        parts += (head, bytes(gap), data)
-        position += len(head) + gap + len(data)
+        if tensor.dtype.kind == "O":
+            code, data = _CODES[STRING], _strings(tensor)
+        else:
+            code = _CODES_BY_DTYPE[tensor.dtype]
+            data = tensor.tobytes() if tensor.dtype.isnative else tensor.astype(_NUMPY[code]).tobytes()
+        head = _head(name, code, tensor.shape, len(data), position % _ALIGNMENT)
+        parts += (head, data)
+        position += len(head) + len(data)
     return b"".join(parts)
+
+
+@lru_cache(1024)
+def _head(name: str, code: int, shape: tuple[int, ...], size: int, position: int) -> bytes:
+    """What stands before the data of a tensor, and the gap that brings those to their place."""
+    label = name.encode()
+    head = _TENSOR.pack(len(label), code, len(shape), size) + label + struct.pack(f"<{len(shape)}Q", *shape)
+    return head + bytes(-(position + len(head)) % _ALIGNMENT)
 
 
 def _split(frame: bytes, position: int, tensors: int) -> Tensors:
     found: Tensors = {}
     for _ in range(tensors):
-        length, code, axes, size = _TENSOR.unpack_from(frame, position)
-        position += _TENSOR.size
-        name = frame[position : position + length].decode()
-        position += length
-        shape = struct.unpack_from(f"<{axes}Q", frame, position)
-        position += 8 * axes
-        position = _aligned(position)
-        dtype = _NUMPY[code]
+        length, _, axes, size = _TENSOR.unpack_from(frame, position)
+        end = position + _TENSOR.size + length + 8 * axes
+        name, dtype, shape = _layout(frame[position:end])
+        position = end + -end % _ALIGNMENT
         if dtype is None:
             found[name] = _read_strings(frame, position, shape)
         else:
-            found[name] = np.frombuffer(frame, dtype, size // dtype.itemsize, position).reshape(shape)
+            found[name] = np.ndarray(shape, dtype, frame, position)
         position += size
     return found
+
+
+@lru_cache(1024)
+def _layout(head: bytes) -> tuple[str, np.dtype[np.generic] | None, tuple[int, ...]]:
+    """Name, dtype (None for strings) and shape of a tensor, from what stands before its data."""
+    length, code, axes, _ = _TENSOR.unpack_from(head)
+    end = _TENSOR.size + length
+    return head[_TENSOR.size : end].decode(), _NUMPY[code], struct.unpack_from(f"<{axes}Q", head, end)
 
 
 def _strings(tensor: Tensor) -> bytes:

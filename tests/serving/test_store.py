@@ -253,7 +253,7 @@ def serve(record, overhead_s, row_s, batch_rows):
 def test_the_time_that_what_waits_will_take_is_told_by_the_pace_of_those_who_serve(board, replicas, rows, needs_s):
     for record, pace in zip(board.records, replicas, strict=False):
         serve(record, *pace)
-    assert board.drain_s(rows) == pytest.approx(needs_s)
+    assert board.service().drain_s(rows) == pytest.approx(needs_s)
 
 
 def test_a_replica_that_says_nothing_has_no_part_in_the_pace(board):
@@ -261,7 +261,7 @@ def test_a_replica_that_says_nothing_has_no_part_in_the_pace(board):
     serve(first, 0.5, 0.1, 10)
     serve(second, 0.0, 0.0, 10)
     second.heartbeat -= HEARTBEAT_S + 1
-    assert board.drain_s(10) == pytest.approx(1.5)
+    assert board.service().drain_s(10) == pytest.approx(1.5)
 
 
 def test_a_success_ends_the_count_of_failures_and_is_remembered(record):
