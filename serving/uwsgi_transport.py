@@ -1,9 +1,9 @@
 """The uWSGI queue and cache between workers and replicas, with eventfds to sleep on.  The one file that imports uwsgi.
 
-A worker's thread pushes its seat, then rings the doorbell, one eventfd that all replicas watch, each with
-EPOLLEXCLUSIVE so that one wakes.  The replica that reads the doorbell takes, and rings again when it leaves something
-behind.  It puts the reply into the cache under the task's uuid and writes to the eventfd of the task's seat, where the
-thread sleeps.  A thread looks in the cache only when it was woken.
+A worker's thread pushes its seat, then rings the doorbell where a replica sleeps: one eventfd that all replicas watch,
+each with EPOLLEXCLUSIVE so that one wakes.  The replica that reads the doorbell takes, and rings again when it leaves
+something behind and another sleeps.  It puts the reply into the cache under the task's uuid and writes to the eventfd
+of the task's seat, where the thread sleeps.  A thread looks in the cache only when it was woken.
 
 Made before the fork (import in the master): eventfds and the shared memory of transport.py are common to all processes.
 
