@@ -242,13 +242,14 @@ class Again:
     def wipe(self, seat: int) -> None:
         self._flags[seat] = 0
 
+    def empty(self) -> bool:
+        return self._flags[:] == self._none
+
     def any(self, kind: int) -> bool:
         return self._flags[:].find(kind) >= 0
 
     def tickets(self) -> list[Ticket]:
         """Those that must be predicted alone come last."""
         flags = self._flags[:]
-        if flags == self._none:
-            return []
         seats = [seat for kind in (self.INNOCENT, self.ALONE) for seat, flag in enumerate(flags) if flag == kind]
         return [Ticket.decode(self._tickets[seat * TICKET_BYTES : (seat + 1) * TICKET_BYTES]) for seat in seats]

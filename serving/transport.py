@@ -142,7 +142,7 @@ class Transport(ABC):
         held: list[tuple[int, Ticket]] = []
         self._lock()
         try:
-            rows = self._take_again(held, max_rows)
+            rows = 0 if self._again.empty() else self._take_again(held, max_rows)
             while rows < max_rows and (seat := self._pull()) is not None:
                 ticket = self._seats.dequeue(seat)
                 if ticket is not None and ticket.alone:
@@ -152,7 +152,7 @@ class Transport(ABC):
                     if not self._hold(held, ticket):
                         break
                     rows += ticket.rows
-            if not held:
+            if not held and not self._again.empty():
                 self._take_again(held, max_rows)
             left = self._tempting()
         finally:
@@ -219,7 +219,11 @@ class Transport(ABC):
     def _tempting(self) -> bool:
         """Whether there may be something to take."""
         again = self._again
-        return self._queued() or again.any(again.INNOCENT) or (again.any(again.ALONE) and self._may_risk())
+        if self._queued():
+            return True
+        if again.empty():
+            return False
+        return again.any(again.INNOCENT) or (again.any(again.ALONE) and self._may_risk())
 
     def begin(self, batch: list[Taken]) -> None:
         """Write down that a batch is being predicted."""
