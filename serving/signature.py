@@ -134,6 +134,7 @@ class TensorSpec:
             return found.astype(bool, copy=False)
         if found.dtype.kind not in "iuf":
             raise self._complaint(value)
+        self.check(found)
         return self._floats(found) if self.dtype.startswith("float") else self._integers(value, found)
 
     def _refuse_strings(self, value: list[Any]) -> None:
