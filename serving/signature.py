@@ -12,6 +12,7 @@ import base64
 import binascii
 import itertools
 import re
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,6 +45,19 @@ EXACT_INTEGER = 2**53
 _MOST_AXES = 32
 # a list of more elements than this, and than it should have, is refused unread
 _FLOOD = 4096
+# numbers that struct refuses unless they are of their dtype
+_FORMATS = {
+    "int8": "b",
+    "int16": "h",
+    "int32": "i",
+    "int64": "q",
+    "uint8": "B",
+    "uint16": "H",
+    "uint32": "I",
+    "uint64": "Q",
+    "float32": "f",
+    "float64": "d",
+}
 # up to so many elements are looked at together
 _FEW = 4096
 _SQUARES = {dtype: float(np.finfo(dtype).max) ** 2 / 2 for dtype in ("float16", "float32")} | {"float64": np.inf}
@@ -88,6 +102,8 @@ class TensorSpec:
 
         plain: that no string, true or false stands anywhere in value, which saves the look at each element.
         """
+        if plain and self._row is not None and (packed := self._packed(value)) is not None:
+            return packed
         if not isinstance(value, list):
             raise self._mismatch(f"expected a list of rows, got {_kind(value)}")
         if not value:
@@ -96,6 +112,23 @@ class TensorSpec:
         tensor = self._strings(value) if self.dtype == STRING else self._numbers(value, plain)
         self.check(tensor)
         return tensor
+
+    @cached_property
+    def _row(self) -> struct.Struct | None:
+        """One row as bytes, where that has one axis of a certain size, or none."""
+        if self.dtype not in _FORMATS or len(self.shape) > 1 or (self.shape and self.shape[0] < 1):
+            return None
+        return struct.Struct(f"<{self.shape[0] if self.shape else 1}{_FORMATS[self.dtype]}")
+
+    def _packed(self, value: Any) -> Tensor | None:
+        """The tensor of numbers that need no second look; None where they do."""
+        row = self._row
+        assert row is not None
+        try:
+            rows = [row.pack(*item) for item in value] if self.shape else [row.pack(item) for item in value]
+        except (struct.error, TypeError, OverflowError):
+            return None
+        return np.ndarray((len(rows), *self.shape), self.numpy, b"".join(rows)) if rows else None
 
     def check(self, tensor: Tensor) -> None:
         """Raise SignatureMismatch unless the tensor is (rows, *shape)."""
