@@ -24,7 +24,7 @@ from serving.settings import Settings
 from serving.store import Record
 from serving.task import Reply, Task, Tensors
 from serving.transport import Transport
-from serving.wire import decode_task, encode_reply
+from serving.wire import decode_task, encode_replies, encode_reply
 
 # how long a replica waits for more of a batch before it says again that it lives
 _WAIT_S = 0.5
@@ -134,14 +134,21 @@ class Replica:
                 for task in batch:
                     self._answer([task])
             else:
+                # what the model raised may hold anything: it goes to the log alone
+                told = str(error) if isinstance(error, EngineError) else f"the model raised {type(error).__name__}"
                 for task in batch:
-                    self._publish_error(task, start, error)
+                    log.error("request=%s the model raised", task.request_id, exc_info=error)
+                    self._publish_error(task, start, EngineError(f"{told}; the log has more under this request id"))
             return
         self._end_by(0)
         predict_s = time.monotonic() - start
-        for task, part in zip(batch, batching.split(outputs, batch), strict=True):
-            queue_ms = (start - task.offered) * 1000
-            self._publish(task, Reply(task.uuid, self._version, queue_ms, predict_s * 1000, part))
+        frames = encode_replies(batch, self._version, start, predict_s * 1000, outputs)
+        for one, task, frame in zip(taken, batch, frames, strict=True):
+            try:
+                self._transport.publish(one, frame)
+            except ServingError as error:
+                log.error("request=%s %s: %s", task.request_id, error.code, error)
+                self._publish_error(task, start, error)
 
     def _predict(self, batch: batching.Batch) -> Tensors:
         inputs, rows = batching.merge(batch), sum(task.rows for task in batch)
@@ -152,29 +159,16 @@ class Replica:
             parts.append(outputs)
         return batching.join(parts)
 
-    def _publish(self, task: Task, reply: Reply) -> None:
+    def _publish_error(self, task: Task, start: float, error: ServingError) -> None:
+        """Tell a task that it ended in an error."""
+        queue_ms, predict_ms = (start - task.offered) * 1000, (time.monotonic() - start) * 1000
+        reply = Reply(task.uuid, self._version, queue_ms, predict_ms, error=error)
         taken = self._taken[task.uuid]
         try:
             self._transport.publish(taken, encode_reply(reply))
-        except ServingError as error:
-            log.error("request=%s %s: %s", task.request_id, error.code, error)
-            if reply.error is None:
-                self._publish(task, Reply(task.uuid, self._version, reply.queue_ms, reply.predict_ms, error=error))
-            else:
-                self._transport.drop(taken)
-
-    def _publish_error(self, task: Task, start: float, error: BaseException) -> None:
-        log.error("request=%s the model raised", task.request_id, exc_info=error)
-        # what the model raised may hold anything: it goes to the log alone
-        detail = str(error) if isinstance(error, EngineError) else f"the model raised {type(error).__name__}"
-        reply = Reply(
-            task.uuid,
-            self._version,
-            (start - task.offered) * 1000,
-            (time.monotonic() - start) * 1000,
-            error=EngineError(f"{detail}; the log has more under this request id"),
-        )
-        self._publish(task, reply)
+        except ServingError as worse:
+            log.error("request=%s %s: %s", task.request_id, worse.code, worse)
+            self._transport.drop(taken)
 
     def _measure(self, rows: int, took_s: float) -> None:
         self._last_predict = time.monotonic()

@@ -60,14 +60,3 @@ def join(parts: list[Tensors]) -> Tensors:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     except ValueError as error:
         raise EngineError(f"the slices of one request have outputs of different sizes: {error}") from error
-
-
-def split(outputs: Tensors, batch: Batch) -> Iterator[Tensors]:
-    """The outputs of each task."""
-    if len(batch) == 1:
-        yield outputs
-        return
-    start = 0
-    for task in batch:
-        yield {name: tensor[start : start + task.rows] for name, tensor in outputs.items()}
-        start += task.rows

@@ -9,6 +9,7 @@ Units:    seconds; _ms in replies.
 """
 
 import struct
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -74,6 +75,29 @@ def encode_reply(reply: Reply) -> bytes:
     return _join([head, code, detail], reply.outputs)
 
 
+def encode_replies(
+    batch: Sequence[Task], version: int, start: float, predict_ms: float, outputs: Tensors
+) -> Iterator[bytes]:
+    """The frames of the replies to a batch that was predicted at start; outputs are those of all its tasks."""
+    columns = []
+    for name, tensor in outputs.items():
+        numbers = tensor.dtype.kind != "O"
+        data = _data(tensor) if numbers else b""
+        columns.append((name, tensor, _code(tensor), tensor.shape[1:], data, len(data) // len(tensor), numbers))
+    first = 0
+    for task in batch:
+        last = first + task.rows
+        parts = [_REPLY.pack(task.uuid, version, (start - task.offered) * 1000, predict_ms, len(columns), 0, 0)]
+        position = _REPLY.size
+        for name, tensor, code, shape, data, size, numbers in columns:
+            own = data[first * size : last * size] if numbers else _data(tensor[first:last])
+            head = _head(name, code, (task.rows, *shape), len(own), position % _ALIGNMENT)
+            parts += (head, own)
+            position += len(head) + len(own)
+        yield b"".join(parts)
+        first = last
+
+
 def decode_reply(frame: bytes) -> Reply:
     """The reply of a frame."""
     uuid, version, queue_ms, predict_ms, tensors, code, detail = _REPLY.unpack_from(frame)
@@ -92,15 +116,22 @@ def _aligned(position: int) -> int:
 def _join(parts: list[bytes], tensors: Tensors) -> bytes:
     position = sum(map(len, parts))
     for name, tensor in tensors.items():
-        if tensor.dtype.kind == "O":
-            code, data = _CODES[STRING], _strings(tensor)
-        else:
-            code = _CODES_BY_DTYPE[tensor.dtype]
-            data = tensor.tobytes() if tensor.dtype.isnative else tensor.astype(_NUMPY[code]).tobytes()
-        head = _head(name, code, tensor.shape, len(data), position % _ALIGNMENT)
+        data = _data(tensor)
+        head = _head(name, _code(tensor), tensor.shape, len(data), position % _ALIGNMENT)
         parts += (head, data)
         position += len(head) + len(data)
     return b"".join(parts)
+
+
+def _code(tensor: Tensor) -> int:
+    return _CODES[STRING] if tensor.dtype.kind == "O" else _CODES_BY_DTYPE[tensor.dtype]
+
+
+def _data(tensor: Tensor) -> bytes:
+    """The elements as bytes, row by row."""
+    if tensor.dtype.kind == "O":
+        return _strings(tensor)
+    return tensor.tobytes() if tensor.dtype.isnative else tensor.astype(_NUMPY[_code(tensor)]).tobytes()
 
 
 @lru_cache(1024)

@@ -1,4 +1,4 @@
-"""Batches: what is merged and split, sliced and joined, is as if it had gone alone."""
+"""Batches: what is merged and answered, sliced and joined, is as if it had gone alone."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
-from serving.batching import group, join, merge, slices, split
+from serving.batching import group, join, merge, slices
 from serving.errors import EngineError
-from serving.task import Task
+from serving.task import Reply, Task
+from serving.wire import decode_reply, encode_replies, encode_reply
 
 from .strategies import check_same, tensors
 
@@ -40,11 +41,17 @@ def model(inputs):
 
 
 @given(batches())
-def test_split_after_merge_equals_one_by_one(batch):
-    parts = list(split(model(merge(batch)), batch))
-    assert len(parts) == len(batch)
-    for part, task in zip(parts, batch, strict=True):
-        check_same(part, model(task.inputs))
+def test_the_replies_to_a_batch_are_those_of_one_by_one(batch):
+    for number, task in enumerate(batch):
+        task.uuid, task.offered = number.to_bytes(16), float(number)
+    frames = list(encode_replies(batch, 7, 10.0, 3.0, model(merge(batch))))
+    assert len(frames) == len(batch)
+    for frame, task in zip(frames, batch, strict=True):
+        alone = Reply(task.uuid, 7, (10.0 - task.offered) * 1000, 3.0, model(task.inputs))
+        assert frame == encode_reply(alone)
+        reply = decode_reply(frame)
+        assert (reply.uuid, reply.version, reply.queue_ms) == (task.uuid, 7, (10.0 - task.offered) * 1000)
+        check_same(reply.outputs, alone.outputs)
 
 
 @given(batches(), st.integers(1, 6))
