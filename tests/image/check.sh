@@ -46,7 +46,14 @@ refuses() {
     ok "ends with $1: $reason"
 }
 
-logged() { docker logs "$name" 2>&1 | grep -E "$1" >/dev/null || die "docker logs should have a line like $1"; }
+logged() {
+    # the access log is written once a second
+    for _ in $(seq 30); do
+        if docker logs "$name" 2>&1 | grep -E "$1" >/dev/null; then return; fi
+        sleep 0.1
+    done
+    die "docker logs should have a line like $1"
+}
 
 # ask BODY TEXT: a prediction whose answer has that text
 ask() {
