@@ -31,14 +31,36 @@ Encode = Callable[[Tensors], bytes]
 
 def decode(body: bytes, signature: Signature, max_rows: float = math.inf) -> tuple[Tensors, Encode]:
     """The inputs in a body, at most max_rows of them, and how to encode the outputs in the same form."""
-    value = _load(body)
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        value = _load_slowly(body)
+    # struct takes them for numbers
+    words = b"true" in body or b"false" in body
+    spec = signature.only
+    if spec is not None and not words and type(value) is dict and len(value) == 1:
+        # as nearly always
+        ((form, rows),) = value.items()
+        encode = _ENCODERS.get(form)
+        if encode is None:
+            tensor = spec.packed([rows]) if form == spec.name else None
+            encode = _encode_instance
+        else:
+            tensor = spec.packed(rows) if type(rows) is list and len(rows) <= max_rows else None
+        if tensor is not None:
+            return {spec.name: tensor}, encode
+    return _decode_slowly(body, value, words, signature, max_rows)
+
+
+def _decode_slowly(
+    body: bytes, value: Any, words: bool, signature: Signature, max_rows: float
+) -> tuple[Tensors, Encode]:
     if not isinstance(value, dict):
         kind = "a list" if isinstance(value, list) else "a bare value"
         raise DecodeError(
             f"the body is {kind}; expected an object: "
             '{"instances": [row, …]}, {"inputs": {name: rows}} or {name: value} for one row'
         )
-    words = b"true" in body or b"false" in body
     if "instances" not in value and "inputs" not in value:
         return signature.instance(value, not words and _has_no_strings(body, len(value))), _encode_instance
     form = "instances" if "instances" in value else "inputs"
@@ -73,16 +95,9 @@ def _check_rows(value: object, max_rows: float) -> None:
         )
 
 
-def _load(body: bytes) -> Any:
+def _load_slowly(body: bytes) -> Any:
     if not body:
         raise DecodeError('the body is empty; expected JSON, for example {"instances": [row, …]}')
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return _load_slowly(body)
-
-
-def _load_slowly(body: bytes) -> Any:
     # NaN and Infinity, or a body that is wrong: the standard library tells both, and where
     try:
         text = body.decode()
@@ -118,12 +133,15 @@ def _encode_instance(outputs: Tensors) -> bytes:
 
 def _values(tensor: Tensor) -> Any:
     """The tensor as it stands, or nested lists of texts."""
-    if tensor.dtype.kind == "O":
-        texts = np.empty(tensor.shape, object)
-        for index, item in enumerate(tensor.flat):
-            texts.flat[index] = _text(item)
-        return texts.tolist()
-    return tensor
+    if tensor.dtype.kind != "O":
+        return tensor
+    texts = [_text(item) for item in tensor.ravel().tolist()]
+    if tensor.ndim == 1:
+        return texts
+    nested = np.empty(len(texts), object)
+    for index, text in enumerate(texts):
+        nested[index] = text
+    return nested.reshape(tensor.shape).tolist()
 
 
 def _text(item: Any) -> str | dict[str, str]:
@@ -131,6 +149,9 @@ def _text(item: Any) -> str | dict[str, str]:
         return str(item, "utf-8")
     except UnicodeDecodeError:
         return {"b64": base64.b64encode(item).decode()}
+
+
+_ENCODERS: dict[str, Encode] = {"instances": _encode_instances, "inputs": _encode_columns}
 
 
 def _dump(value: dict[str, Any], outputs: Tensors) -> bytes:

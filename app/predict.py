@@ -30,15 +30,18 @@ from serving.ledger import Ticket
 from serving.quarantine import Quarantine, digest
 from serving.settings import Settings
 from serving.store import Board, Service
-from serving.task import Reply, Task
+from serving.task import Task
 from serving.transport import Transport
 from serving.wire import decode_reply, encode_task
 
 # status line, headers, body
 Answer = tuple[str, list[tuple[str, str]], bytes]
 
-# how long what those who serve can do is taken to be the same
+_JSON = ("Content-Type", "application/json")
+
+# how long those who serve are taken to be the same, and what waits for them
 _LOOK_S = 0.01
+_COUNT_S = 0.001
 # what has been measured is a mean
 MARGIN = 1.25
 
@@ -53,9 +56,13 @@ class Predict:
         self._transport = transport
         self._board = board
         self._quarantine = quarantine
+        self._deadline_s = settings.deadline_ms / 1000
         self._served = board.service()
-        self._look_at = 0.0
+        self._look_at = self._count_at = 0.0
+        # how long what waits takes, one more row and the margin included; 0.0 while a replica is free
+        self._needs_s = 0.0
         self._pid = 0
+        # a random one for each process, and counted up from there: no other task has the same
         self._uuids = itertools.count()
 
     def answer(self, environ: Mapping[str, Any]) -> Answer:
@@ -63,80 +70,95 @@ class Predict:
         start = time.monotonic()
         request_id = problems.request_id(environ)
         try:
-            return self._predict(environ, start, self._uuid(), request_id)
+            return self._predict(environ, start, request_id)
         except ServingError as error:
             return _refusal(error, request_id)
         except Exception:
             log.exception("request=%s the handler failed", request_id)
             return _refusal(ServingError("the server failed; the log has more under this request id"), request_id)
 
-    def _uuid(self) -> bytes:
-        """A UUID that no other task has: a random one for each process, and counted up from there."""
-        if self._pid != os.getpid():
-            self._pid, self._uuids = os.getpid(), itertools.count(uuid.uuid4().int >> 1)
-        return next(self._uuids).to_bytes(16)
-
-    def _predict(self, environ: Mapping[str, Any], start: float, uuid: bytes, request_id: str) -> Answer:
-        service = self._service(start)
+    def _predict(self, environ: Mapping[str, Any], start: float, request_id: str) -> Answer:
+        if start >= self._count_at:
+            self._count(start)
+        service = self._served
+        deadline = start + self._deadline_s
+        passed_on = environ.get("PASSED_ON")
+        if passed_on:
+            # it may have waited in the socket's backlog since nginx passed it on, by the clock of the host
+            deadline -= max(0.0, time.time() - float(passed_on))
+        if "HTTP_X_REQUEST_TIMEOUT_MS" in environ:
+            deadline -= self._deadline_s - self._timeout_s(environ)
         card = service.card
-        deadline = start - _waited_s(environ) + self._timeout_s(environ)
         if card is None or (not service.replicas and self._board.hopeless(deadline)):
             raise ModelLoading("no replica has loaded the model; /readyz shows how far they are, and why not")
-        if deadline <= start:
-            raise DeadlineExceeded("no thread was free before the deadline (deadline_ms, or X-Request-Timeout-Ms)")
-        self._refuse_late(1, deadline, service)
+        if deadline - start <= self._needs_s:
+            if deadline <= start:
+                raise DeadlineExceeded("no thread was free before the deadline (deadline_ms, or X-Request-Timeout-Ms)")
+            self._refuse_late(1, deadline, service)
         inputs, encode = codec.decode(self._body(environ), card.signature, self._settings.max_request_rows)
         rows = card.signature.rows(inputs)
         if rows > 1:
             self._refuse_late(rows, deadline, service)
+        transport = self._transport
+        uuid = next(self._uuids).to_bytes(16)
         offered = time.monotonic()
         frame = encode_task(Task(uuid, request_id, offered, deadline, rows, inputs))
-        reply = decode_reply(self._ask(uuid, rows, frame, deadline))
+        ticket = Ticket(uuid, rows or 1, transport.seat(), 0, self._quarantine.admit(frame))
+        transport.offer(ticket, frame)
+        try:
+            reply = decode_reply(transport.await_reply(ticket, deadline))
+        except (DeadlineExceeded, ClientGone):
+            # it may have hung the replica
+            transport.leave_digest(ticket, lambda: digest(frame))
+            raise
         if reply.error is not None:
             raise reply.error
         replied = time.monotonic()
         body = encode(reply.outputs)
+        decode_ms, encode_ms = (offered - start) * 1000, (time.monotonic() - replied) * 1000
         return (
             "200 OK",
             [
-                ("Content-Type", "application/json"),
+                _JSON,
                 ("Content-Length", str(len(body))),
                 ("X-Request-ID", request_id),
                 ("X-Model-Version", str(reply.version)),
-                ("Server-Timing", _server_timing(offered - start, reply, time.monotonic() - replied)),
+                (
+                    "Server-Timing",
+                    f"decode;dur={decode_ms:.3f}, queue;dur={reply.queue_ms:.3f},"
+                    f" predict;dur={reply.predict_ms:.3f}, encode;dur={encode_ms:.3f}",
+                ),
             ],
             body,
         )
 
-    def _ask(self, uuid: bytes, rows: int, frame: bytes, deadline: float) -> bytes:
-        """The reply to a frame."""
-        alone = self._quarantine.admit(frame)
-        ticket = Ticket(uuid, max(rows, 1), self._transport.seat(), alone=alone)
-        self._transport.offer(ticket, frame)
-        try:
-            return self._transport.await_reply(ticket, deadline)
-        except (DeadlineExceeded, ClientGone):
-            # it may have hung the replica
-            self._transport.leave_digest(ticket, lambda: digest(frame))
-            raise
-
-    def _service(self, now: float) -> Service:
-        """What those who serve can do, looked at now and then."""
+    def _count(self, now: float) -> None:
+        """Look at what waits, and now and then at who serves."""
+        if self._pid != os.getpid():
+            self._uuids = itertools.count(uuid.uuid4().int >> 1)
+            self._pid = os.getpid()
         if now >= self._look_at:
             self._served, self._look_at = self._board.service(), now + _LOOK_S
-        return self._served
+        self._needs_s = self._wait_s(1, self._served)[0]
+        self._count_at = now + _COUNT_S
+
+    def _wait_s(self, rows: int, service: Service) -> tuple[float, int]:
+        """How long it takes until so many more rows are done, margin included, and the rows that wait now.
+
+        0.0 where a replica is free: it is tried in any case, as only that tells when the model is faster again.
+        """
+        waiting = self._transport.waiting_rows() if self._settings.refuse_late else 0
+        if waiting < max(1, service.replicas):
+            return 0.0, waiting
+        return service.drain_s(waiting + rows) * MARGIN, waiting
 
     def _refuse_late(self, rows: int, deadline: float, service: Service) -> None:
         """Raise Overloaded when what waits already takes longer than there is time."""
-        # where a replica is free it is tried in any case: only that tells when the model is faster again
-        waiting = self._transport.waiting_rows() if self._settings.refuse_late else 0
-        if waiting < max(1, service.replicas):
-            return
+        needs_s, waiting = self._wait_s(rows, service)
         left_s = deadline - time.monotonic()
-        needs_s = service.drain_s(waiting + rows)
-        if needs_s * MARGIN > left_s:
+        if needs_s and needs_s > left_s:
             error = Overloaded(
-                f"what waits takes {needs_s * 1000:.0f} ms, or a quarter more, and the deadline leaves"
+                f"what waits takes {needs_s / MARGIN * 1000:.0f} ms, or a quarter more, and the deadline leaves"
                 f" {left_s * 1000:.0f} ms (deadline_ms, or X-Request-Timeout-Ms); come back later, or add replicas"
                 " (mules in uwsgi.ini)"
             )
@@ -168,19 +190,6 @@ class Predict:
         if len(body) < size:
             raise DecodeError(f"the body ends after {len(body)} of {size} bytes")
         return body
-
-
-def _waited_s(environ: Mapping[str, Any]) -> float:
-    """How long the request has waited in the socket's backlog: since nginx passed it on, by the clock of the host."""
-    passed_on = environ.get("PASSED_ON")
-    return max(0.0, time.time() - float(passed_on)) if passed_on else 0.0
-
-
-def _server_timing(decode_s: float, reply: Reply, encode_s: float) -> str:
-    return (
-        f"decode;dur={decode_s * 1000:.3f}, queue;dur={reply.queue_ms:.3f}, "
-        f"predict;dur={reply.predict_ms:.3f}, encode;dur={encode_s * 1000:.3f}"
-    )
 
 
 def _refusal(error: ServingError, request_id: str) -> Answer:

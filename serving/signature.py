@@ -102,7 +102,7 @@ class TensorSpec:
 
         plain: that no string, true or false stands anywhere in value, which saves the look at each element.
         """
-        if plain and self._row is not None and (packed := self._packed(value)) is not None:
+        if plain and (packed := self.packed(value)) is not None:
             return packed
         if not isinstance(value, list):
             raise self._mismatch(f"expected a list of rows, got {_kind(value)}")
@@ -120,10 +120,11 @@ class TensorSpec:
             return None
         return struct.Struct(f"<{self.shape[0] if self.shape else 1}{_FORMATS[self.dtype]}")
 
-    def _packed(self, value: Any) -> Tensor | None:
-        """The tensor of numbers that need no second look; None where they do."""
+    def packed(self, value: Any) -> Tensor | None:
+        """The tensor of rows of numbers, without true or false, that need no second look; None where they do."""
         row = self._row
-        assert row is not None
+        if row is None:
+            return None
         try:
             rows = [row.pack(*item) for item in value] if self.shape else [row.pack(item) for item in value]
         except (struct.error, TypeError, OverflowError):
@@ -264,6 +265,11 @@ class Signature:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    @cached_property
+    def only(self) -> TensorSpec | None:
+        """The input of a model that has one."""
+        return self.inputs[0] if len(self.inputs) == 1 else None
 
     def zeros(self, rows: int = 1) -> Tensors:
         """Inputs of zeros, for a warm-up without a sample."""
