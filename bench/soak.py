@@ -3,7 +3,7 @@
 usage: python -m bench.soak [--minutes N] [--requests N] [--share S] [--model digits|fancy] [--out FILE]
 
 The shipped settings, at SHARE of what the server can do.  Every SAMPLE_S seconds: PSS, RSS, private memory and open
-files of every process, items in the reply cache, System V semaphores.  The first quarter is for caches and allocators
+files of every process, items in the cache, System V semaphores.  The first quarter is for caches and allocators
 to fill up.  It grows what is larger in the last quarter than in the second, by the medians, and by more than its margin
 (MARGINS).
 
@@ -80,10 +80,10 @@ class Sampler:
             kib = {words[0]: int(words[1]) for words in lines}
             self._put(name, "PSS", kib["Pss:"] * 1024)
             self._put(name, "RSS", kib["Rss:"] * 1024)
-            # what it shares with no other: neither the queue and the cache, nor what was there before the fork
+            # what it shares with no other: neither the queue, the frames and the replies, nor what was there before the fork
             self._put(name, "private", (kib["Private_Clean:"] + kib["Private_Dirty:"]) * 1024)
             self._put(name, "files", len(list(Path(f"/proc/{pid}/fd").iterdir())))
-        self._put("reply cache", "items", self._cache_items())
+        self._put("cache", "items", self._cache_items())
         self._put("server", "semaphores", self._semaphores())
         log = self._server.run_dir / "access.log"
         if log.stat().st_size > MAX_LOG_BYTES:

@@ -19,6 +19,7 @@ _TICKET = struct.Struct("<16sIHBB")
 TICKET_BYTES = _TICKET.size
 # uuid, length of the frame, alone
 _HEAD = struct.Struct("<16sIB3x")
+_LENGTH = struct.Struct("<I")
 _NOBODY = bytes(16)
 # the phase of a held ticket: 0 when its place is free, else this and how often this replica began to predict it
 _HELD = 0x40
@@ -154,6 +155,39 @@ class Seats:
         # by the locked instruction that a mutex takes on x86; on a processor with weaker order it is likely, not sure
         with self._mutex:
             pass
+
+
+class Replies:
+    """What each replica answered each seat, the last time.  Made before the fork.
+
+    A replica writes to its own, and whoever recovers it once it is dead; nobody takes anything away.  So a reply that
+    comes too late never lies where another one is waited for.
+    """
+
+    def __init__(self, seats: int, replicas: int, max_reply_bytes: int) -> None:
+        self._replicas = replicas
+        self._uuids = mmap.mmap(-1, 16 * seats * replicas)
+        # mapped, and used only where a reply has been
+        self._stride = -(-(_LENGTH.size + max_reply_bytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._data = mmap.mmap(-1, self._stride * seats * replicas)
+
+    def put(self, ticket: Ticket, replica: int, reply: bytes) -> None:
+        """Lay down what a replica answers."""
+        place = ticket.seat * self._replicas + replica
+        start = place * self._stride
+        self._data[start : start + _LENGTH.size + len(reply)] = _LENGTH.pack(len(reply)) + reply
+        # last: what is found with it is whole
+        self._uuids[16 * place : 16 * (place + 1)] = ticket.uuid
+
+    def find(self, ticket: Ticket) -> bytes | None:
+        """The reply to a task, whoever left it."""
+        first = ticket.seat * self._replicas
+        at = self._uuids[16 * first : 16 * (first + self._replicas)].find(ticket.uuid)
+        if at % 16:
+            return None
+        start = (first + at // 16) * self._stride + _LENGTH.size
+        (length,) = _LENGTH.unpack(self._data[start - _LENGTH.size : start])
+        return self._data[start : start + length]
 
 
 class Held:

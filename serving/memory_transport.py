@@ -15,7 +15,7 @@ from serving.transport import Transport
 
 
 class MemoryTransport(Transport):
-    """Queue and replies in the memory of one process, for tests and notebooks."""
+    """A queue in the memory of one process, for tests and notebooks."""
 
     def __init__(
         self,
@@ -28,7 +28,6 @@ class MemoryTransport(Transport):
     ) -> None:
         super().__init__(seats, replicas, places, max_attempts, max_frame_bytes, max_reply_bytes)
         self._queue: deque[int] = deque()
-        self._replies: dict[bytes, bytes] = {}
         self._mutex = threading.Lock()
         self._rung = threading.Semaphore(0)
         self._changed = threading.Condition()
@@ -44,12 +43,12 @@ class MemoryTransport(Transport):
     def await_reply(self, ticket: Ticket, deadline: float) -> bytes:
         try:
             with self._changed:
-                if not self._changed.wait_for(lambda: ticket.uuid in self._replies, deadline - time.monotonic()):
-                    raise DeadlineExceeded("no reply came before the deadline")
+                reply = self._changed.wait_for(lambda: self._replies.find(ticket), deadline - time.monotonic())
         finally:
             self._seats.leave(ticket.seat)
-        # only now: whoever recovers finds the reply, or nobody who waits
-        return self._replies.pop(ticket.uuid)
+        if reply is None:
+            raise DeadlineExceeded("no reply came before the deadline")
+        return reply
 
     def _lock(self) -> None:
         self._mutex.acquire()
@@ -68,13 +67,6 @@ class MemoryTransport(Transport):
 
     def _queued(self) -> bool:
         return bool(self._queue)
-
-    def _put_reply(self, uuid: bytes, reply: bytes) -> None:
-        with self._changed:
-            self._replies[uuid] = reply
-
-    def _has_reply(self, uuid: bytes) -> bool:
-        return uuid in self._replies
 
     def _ring(self) -> None:
         self._rung.release()

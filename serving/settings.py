@@ -67,9 +67,9 @@ class Settings:
     buffer_size: int = _uwsgi()
     worker_reload_mercy: int = _uwsgi()
     mule_reload_mercy: int = _uwsgi()
-    cache_items: int = _uwsgi()
-    cache_blocksize: int = _uwsgi(4096)
-    cache_keysize: int = _uwsgi(16)
+    cache_items: int = _uwsgi(64)
+    cache_blocksize: int = _uwsgi(64)
+    cache_keysize: int = _uwsgi(32)
 
     # [serving]
     model: Path = _serving(Path("models/digits"))
@@ -79,6 +79,7 @@ class Settings:
     max_request_rows: int = _serving(1024, 1)
     max_body_bytes: int = _serving(8 << 20, 1)
     max_frame_bytes: int = _serving(1 << 20, 1024)
+    max_reply_bytes: int = _serving(256 << 10, 4096)
     refuse_late: bool = _serving(True)
     predict_timeout_s: int = _serving(0, 0)
     max_attempts: int = _serving(2, 1)
@@ -139,16 +140,16 @@ class Settings:
 
     @property
     def mapped_bytes(self) -> int:
-        """What the queue, the frames and the cache map, and use at the most."""
-        return self.queue * self.queue_blocksize + self._frames_bytes + self._cache_bytes
+        """What the queue, the frames and the replies map, and use at the most."""
+        return self.queue * self.queue_blocksize + self._frames_bytes + self._replies_bytes
 
     @property
     def _frames_bytes(self) -> int:
         return self.seats * self.max_frame_bytes
 
     @property
-    def _cache_bytes(self) -> int:
-        return self.cache_items * (self.cache_blocksize + self.cache_keysize + 88)
+    def _replies_bytes(self) -> int:
+        return self.seats * self.mule_processes * self.max_reply_bytes
 
     @property
     def threads_per_replica(self) -> int:
@@ -180,12 +181,6 @@ class Settings:
         if self.queue % step:
             reason = f"queue x queue-blocksize must be a multiple of the page size, {page}"
             raise _refusal("queue", self.queue, reason, fix)
-        if self.cache_items < 2 * self.seats + 1:
-            reason = (
-                f"each of the {self.seats} prediction threads ((processes - 1) x threads) may have a reply in it, and"
-                " another that came late; one is uWSGI's"
-            )
-            raise _refusal("cache_items", self.cache_items, reason, 2 * self.seats + 1)
         if self.batch_wait_ms >= self.deadline_ms:
             reason = f"a task that waits so long for others is past deadline_ms (= {self.deadline_ms})"
             raise _refusal("batch_wait_ms", self.batch_wait_ms, reason, 0)
@@ -212,14 +207,16 @@ class Settings:
     def _check_machine(self) -> None:
         memory = memory_bytes()
         if self.mapped_bytes > memory:
-            frames, cache = self._frames_bytes, self._cache_bytes
-            key, count = ("max_frame_bytes", self.seats) if frames > cache else ("cache_blocksize", self.cache_items)
-            # a quarter for the larger one, or what the other leaves; a page less than that for what a cache adds
-            left = memory - min(frames, cache)
+            frames, replies = self._frames_bytes, self._replies_bytes
+            key, count = "max_frame_bytes", self.seats
+            if replies > frames:
+                key, count = "max_reply_bytes", self.seats * self.mule_processes
+            # a quarter for the larger one, or what the other leaves
+            left = memory - min(frames, replies)
             room = min(memory // 4, left) if left > 0 else memory // 4
             fix = max(room // count // mmap.PAGESIZE - 1, 1) * mmap.PAGESIZE
             reason = (
-                f"frames, cache and queue map up to {self.mapped_bytes >> 20} MiB and there are {memory >> 20} MiB"
+                f"frames, replies and queue map up to {self.mapped_bytes >> 20} MiB and there are {memory >> 20} MiB"
                 " of memory; make this one, or how many there are of it, smaller"
             )
             raise _refusal(key, getattr(self, key), reason, fix)
@@ -323,7 +320,7 @@ def _uwsgi_values(section: Mapping[str, list[str]]) -> dict[str, int]:
             raise SettingsError(f"{key.replace('_', '-')} = {found.get(key, '')}: {reason}; {value} would do")
     for key in cache:
         if key not in ("name", "items", "blocksize", "keysize"):
-            raise SettingsError(f"cache2 {key} = {cache[key]}: it may lose replies; leave it out")
+            raise SettingsError(f"cache2 {key} = {cache[key]}: it may lose what is noted; leave it out")
     values = {}
     for setting in fields(Settings):
         if setting.metadata["section"] == "uwsgi":

@@ -2,8 +2,8 @@
 
 A worker's thread has a seat: the place in shared memory where its frame lies and where it sleeps.  It offers: the frame
 goes to the seat, and the number of the seat onto the queue.  A replica takes: it pulls a seat, writes the task that
-waits there down among what it holds, and claims it.  It publishes a reply, which wakes the seat, and only then wipes
-what it held.  A task that somebody waits for is thus
+waits there down among what it holds, and claims it.  It publishes: the reply goes to where this replica's replies to
+this seat lie, the seat is woken, and only then what was held is wiped.  A task that somebody waits for is thus
 
     offered          at its seat, unclaimed: the seat is on the queue
     held             in the memory of one replica, with how often it began to predict it
@@ -23,7 +23,7 @@ more is dropped wherever it turns up.
 
 Takes and recoveries happen under one lock, which a killed process gives back; a worker writes to its own seats, and a
 replica to its own places, without it.  Each step leaves the memory such that a kill behind it loses nothing.  A
-subclass brings the queue, the lock, the replies and the sleep.
+subclass brings the queue, the lock and the sleep.
 
 Runs in:  both.
 Shapes:   frames are opaque bytes, at most max_frame_bytes; replies at most max_reply_bytes.
@@ -34,11 +34,11 @@ Raises:   FrameTooLarge, ReplyTooLarge, DeadlineExceeded, ClientGone.
 import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import NamedTuple
 
-from serving.errors import FrameTooLarge, ReplyTooLarge, ServingError
-from serving.ledger import Again, Held, Seats, Taken, Ticket
+from serving.errors import FrameTooLarge, ReplyTooLarge
+from serving.ledger import Again, Held, Replies, Seats, Taken, Ticket
 
 
 class Recovery(NamedTuple):
@@ -53,7 +53,7 @@ class Recovery(NamedTuple):
 
 
 class Transport(ABC):
-    """The protocol; a subclass brings queue, lock, replies and sleep."""
+    """The protocol; a subclass brings queue, lock and sleep."""
 
     def __init__(
         self,
@@ -68,11 +68,12 @@ class Transport(ABC):
         self.max_reply_bytes = max_reply_bytes
         self._max_attempts = max_attempts
         self._seats = Seats(seats, max_frame_bytes)
+        self._replies = Replies(seats, replicas, max_reply_bytes)
         self._held = [Held(places) for _ in range(replicas)]
         self._again = Again(seats)
         # 1 for each replica that sleeps, or is about to
         self._asleep = mmap.mmap(-1, replicas)
-        self._id = 0
+        self._id = 1
         self._own = self._held[0]
         self._alive: Callable[[], int] = lambda: 1
 
@@ -106,7 +107,7 @@ class Transport(ABC):
 
     @abstractmethod
     def await_reply(self, ticket: Ticket, deadline: float) -> bytes:
-        """Sleep until the reply is there and take it away; DeadlineExceeded when it does not come in time."""
+        """Sleep until the reply is there; DeadlineExceeded when it does not come in time."""
 
     def waiting(self) -> bool:
         """Whether a thread still waits for a reply."""
@@ -246,11 +247,11 @@ class Transport(ABC):
         """Leave a reply for the thread that waits and wake it; ReplyTooLarge when it does not fit."""
         if len(reply) > self.max_reply_bytes:
             raise ReplyTooLarge(
-                f"the reply has {len(reply)} bytes and a block of the cache holds {self.max_reply_bytes}:"
-                " blocksize of cache2 in uwsgi.ini"
+                f"the reply has {len(reply)} bytes and the limit is {self.max_reply_bytes}:"
+                " max_reply_bytes in uwsgi.ini"
             )
         if self._seats.awaits(taken.ticket):
-            self._put_reply(taken.ticket.uuid, reply)
+            self._replies.put(taken.ticket, self._id - 1, reply)
             self._wake(taken.ticket.seat)
         self._own.wipe(taken.place)
 
@@ -283,7 +284,7 @@ class Transport(ABC):
             # in this order: others put their reply first, and wipe their place then, without the lock
             if self._elsewhere(ticket, held):
                 pass
-            elif self._has_reply(ticket.uuid):
+            elif self._replies.find(ticket) is not None:
                 # it died before it woke the thread
                 self._wake(ticket.seat)
             elif not self._seats.awaits(ticket):
@@ -292,7 +293,7 @@ class Transport(ABC):
                     recovery.late.append((late, held.left_digest(place, ticket.uuid)))
             elif ticket.attempts >= self._max_attempts or (alone and by_itself):
                 last = ticket._replace(alone=alone)
-                self._answer(last, verdict)
+                self._answer(last, id, verdict)
                 recovery.guilty.append(last)
             else:
                 again = ticket._replace(alone=ticket.alone or ticket.attempts > 0)
@@ -320,13 +321,12 @@ class Transport(ABC):
                 self._seats.claim(ticket)
                 self._ring()
 
-    def _answer(self, ticket: Ticket, verdict: Callable[[Ticket, bytes], bytes]) -> None:
+    def _answer(self, ticket: Ticket, id: int, verdict: Callable[[Ticket, bytes], bytes]) -> None:
+        """In the place of a dead replica."""
         frame = self._seats.frame(ticket)
         # its thread may have left just now
         if frame is not None:
-            # without room for it the thread waits until its deadline; whoever recovers must not die of it
-            with suppress(ServingError):
-                self._put_reply(ticket.uuid, verdict(ticket, frame))
+            self._replies.put(ticket, id - 1, verdict(ticket, frame))
             self._wake(ticket.seat)
 
     def _elsewhere(self, ticket: Ticket, own: Held) -> bool:
@@ -366,13 +366,6 @@ class Transport(ABC):
     @abstractmethod
     def _queued(self) -> bool:
         """Whether the queue seems to hold something."""
-
-    @abstractmethod
-    def _put_reply(self, uuid: bytes, reply: bytes) -> None:
-        """Keep a reply for a while."""
-
-    @abstractmethod
-    def _has_reply(self, uuid: bytes) -> bool: ...
 
     @abstractmethod
     def _ring(self) -> None:

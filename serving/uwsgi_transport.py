@@ -1,9 +1,12 @@
-"""The uWSGI queue and cache between workers and replicas, with eventfds to sleep on.  The one file that imports uwsgi.
+"""The uWSGI queue between workers and replicas, with eventfds to sleep on.  The one file that imports uwsgi.
 
 A worker's thread pushes its seat, then rings the doorbell where a replica sleeps: one eventfd that all replicas watch,
 each with EPOLLEXCLUSIVE so that one wakes.  The replica that reads the doorbell takes, and rings again when it leaves
-something behind and another sleeps.  It puts the reply into the cache under the task's uuid and writes to the eventfd
-of the task's seat, where the thread sleeps.  A thread looks in the cache only when it was woken.
+something behind and another sleeps.  It leaves the reply in shared memory and writes to the eventfd of the task's seat,
+where the thread sleeps.  A thread looks for its reply only when it was woken.
+
+Replies do not go through uWSGI's cache: each of its calls takes uWSGI's lock and lets the interpreter go, which all
+threads of a worker want, and that costs more than the rest of the wait.  What processes note for each other does.
 
 Made before the fork (import in the master): eventfds and the shared memory of transport.py are common to all processes.
 
@@ -11,8 +14,7 @@ Runs in:  both.
 Units:    seconds; deadlines are absolute, time.monotonic().
 Raises:   FrameTooLarge, ReplyTooLarge, DeadlineExceeded, ClientGone; SettingsError when uWSGI runs with other numbers.
 Source:   uWSGI 2.0.31 core/queue.c (push does not check for a full ring, moves its cursor last, and brings it round in
-          a step of its own; pull empties the slot last, and moves its cursor in one step, as gcc builds it),
-          core/cache.c (update answers None when full).
+          a step of its own; pull empties the slot last, and moves its cursor in one step, as gcc builds it).
 """
 
 import ctypes
@@ -29,13 +31,11 @@ from pathlib import Path
 
 import uwsgi
 
-from serving.errors import ClientGone, DeadlineExceeded, ServingError, SettingsError
+from serving.errors import ClientGone, DeadlineExceeded, SettingsError
 from serving.ledger import Ticket
 from serving.settings import Settings
 from serving.transport import Transport
 
-# a reply that came too late for its thread leaves the cache by itself after this many seconds
-_REPLY_TTL_S = 5
 # a seat on the queue
 _SEAT = struct.Struct("<I")
 # fills a slot that must not be empty; no seat is so short
@@ -61,7 +61,7 @@ class UwsgiTransport(Transport):
             settings.max_batch_rows,
             settings.max_attempts,
             settings.max_frame_bytes,
-            settings.cache_blocksize,
+            settings.max_reply_bytes,
         )
         _close_semaphores()
         self._slots = settings.queue
@@ -69,6 +69,8 @@ class UwsgiTransport(Transport):
         self._doorbell = os.eventfd(0, _FLAGS)
         self._wakers = [os.eventfd(0, _FLAGS) for _ in range(settings.seats)]
         self._local = threading.local()
+        # where the threads of this worker sleep, by seat
+        self._sleepers: dict[int, select.epoll] = {}
         self._numbers = itertools.count()
         self._in_worker = False
         self._epoll: select.epoll | None = None
@@ -96,28 +98,30 @@ class UwsgiTransport(Transport):
 
     def seat(self) -> int:
         """The seat of the calling thread."""
-        local = self._local
-        if not hasattr(local, "seat"):
-            local.seat = next(self._numbers)
-            local.epoll = select.epoll()
+        try:
+            seat: int = self._local.seat
+        except AttributeError:
+            seat = self._local.seat = next(self._numbers)
+            sleeper = self._sleepers[seat] = select.epoll()
             # each write is one event: nobody needs to read it
-            local.epoll.register(self._wakers[local.seat], select.EPOLLIN | select.EPOLLET)
-        seat: int = local.seat
+            sleeper.register(self._wakers[seat], select.EPOLLIN | select.EPOLLET)
         return seat
 
     def await_reply(self, ticket: Ticket, deadline: float) -> bytes:
-        """Sleep on the seat's eventfd until the reply is in the cache, then take it out."""
-        epoll = self._local.epoll
+        """Sleep on the seat's eventfd until the reply is there."""
+        sleeper = self._sleepers[ticket.seat]
         try:
             while (left := deadline - time.monotonic()) > 0:
-                if epoll.poll(min(left, _LOOK_S)):
+                if sleeper.poll(left if left < _LOOK_S else _LOOK_S, 1):
+                    reply = self._replies.find(ticket)
                     # the wake-up may be for a reply that came too late for the request before
-                    if reply := self._take_reply(ticket):
+                    if reply is not None:
                         return reply
                 elif self._client_is_gone():
                     raise ClientGone("the client went away before its answer was there")
             # published by a replica that died before it woke anybody
-            if reply := self._take_reply(ticket):
+            reply = self._replies.find(ticket)
+            if reply is not None:
                 return reply
         finally:
             self._seats.leave(ticket.seat)
@@ -131,14 +135,6 @@ class UwsgiTransport(Transport):
         poll = select.poll()
         poll.register(client, select.POLLRDHUP)
         return bool(poll.poll(0))
-
-    def _take_reply(self, ticket: Ticket) -> bytes | None:
-        reply: bytes | None = uwsgi.cache_get(ticket.uuid)
-        if reply is not None:
-            # in this order: whoever recovers finds the reply, or nobody who waits
-            self._seats.leave(ticket.seat)
-            uwsgi.cache_del(ticket.uuid)
-        return reply
 
     def workers(self) -> list[int]:
         return [pid for pid in self._pids if pid]
@@ -157,8 +153,8 @@ class UwsgiTransport(Transport):
         uwsgi.queue_push(_SEAT.pack(seat))
 
     def _pull(self) -> int | None:
-        while self._queued():
-            if uwsgi.queue_pull_slot() >= self._slots:
+        while (first := uwsgi.queue_pull_slot()) != self._end():
+            if first >= self._slots:
                 raise RuntimeError("uWSGI's queue is broken: it was killed in the middle of a step; restart the server")
             item: bytes | None = uwsgi.queue_pull()
             if item is None:
@@ -181,13 +177,6 @@ class UwsgiTransport(Transport):
         """The slot behind the newest seat."""
         slot: int = uwsgi.queue_slot()
         return slot if slot < self._slots else 0
-
-    def _put_reply(self, uuid: bytes, reply: bytes) -> None:
-        if not uwsgi.cache_update(uuid, reply, _REPLY_TTL_S):
-            raise ServingError("the cache has no free item (items of cache2 in uwsgi.ini)")
-
-    def _has_reply(self, uuid: bytes) -> bool:
-        return bool(uwsgi.cache_exists(uuid))
 
     def _ring(self) -> None:
         os.eventfd_write(self._doorbell, 1)

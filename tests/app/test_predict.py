@@ -64,7 +64,7 @@ REFUSED = [
     (b'{"instances": [[1], [2], [3], [4]]}', {}, {}, 413, "too_large", "4 rows and the limit is 3: max_request_rows"),
     (GOOD + b" " * 4096, {}, {}, 413, "too_large", "4109 bytes and the limit is 4096: max_body_bytes"),
     (long(800), {}, {}, 413, "too_large", "the limit is 2048: max_frame_bytes"),
-    (long(400), {}, {}, 500, "reply_too_large", "a block of the cache holds 1024"),
+    (long(400), {}, {}, 500, "reply_too_large", "the limit is 1024: max_reply_bytes"),
     (GOOD, {"Content_Encoding": "gzip"}, {}, 415, "media_type", "Content-Encoding is 'gzip'"),
     (GOOD, {"X_Request_Timeout_Ms": "soon"}, {}, 400, "bad_request", "X-Request-Timeout-Ms is 'soon'"),
     (GOOD, {"X_Request_Timeout_Ms": "0"}, {}, 400, "bad_request", "expected a whole number of milliseconds"),

@@ -112,7 +112,7 @@ def test_a_request_that_is_too_large_once_decoded_is_refused(typed):
 
 def test_a_reply_that_does_not_fit_a_block_is_an_error_at_once(typed):
     detail = check(typed.predict({**GOOD, "name": "x" * 600_000}), 500, "reply_too_large")
-    assert "blocksize of cache2" in detail
+    assert "max_reply_bytes" in detail
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ memory, before the others run or among them.  For larger scenes schedules are dr
 
 Any order of whole acts, with any kills, is drawn by a state machine.
 
-What is not checked here: uWSGI's queue, cache and lock; reads and writes that the processor reorders; reads that end
+What is not checked here: uWSGI's queue and lock; reads and writes that the processor reorders; reads that end
 in the middle of a write, but for those of which the halves of the write are seen.
 """
 
@@ -29,7 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from serving.ledger import Again
+from serving.ledger import Again, Replies
 from serving.memory_transport import MemoryTransport
 
 from .transport_contract import at, frame
@@ -77,12 +77,14 @@ class Shared(MemoryTransport):
 
     def __init__(self, max_attempts=2):
         super().__init__(64, 64, SEATS, REPLICAS, PLACES, max_attempts)
+        self._replies.put = self.left_reply
         self._memories = []
         # who takes turns, while they do
         self.turns = None
         for part, names in [
             (self._seats, ("_rows", "_heads", "_frames", "_queued", "_claimed")),
             (self._again, ("_flags", "_tickets")),
+            (self._replies, ("_uuids",)),
             (self, ("_asleep",)),
             *((held, ("_phases", "_tickets", "_batch", "_left")) for held in self._held),
         ]:
@@ -102,7 +104,6 @@ class Shared(MemoryTransport):
                 for index in range(len(memory)):
                     memory[index] = 0
         self._queue.clear()
-        self._replies.clear()
         self.steps, self.last = 0, None
         # the seats whose threads were woken; and the uuids of all replies that were ever left
         self.woken = set()
@@ -111,7 +112,7 @@ class Shared(MemoryTransport):
     def state(self):
         """All that processes share."""
         memories = [bytes(memory) if isinstance(memory, mmap.mmap) else tuple(memory) for memory, _ in self._memories]
-        return (*memories, *self._queue, frozenset(self._replies), frozenset(self.woken))
+        return (*memories, *self._queue, frozenset(self.woken))
 
     def step(self, where):
         """Killed when the process that runs has taken its last step, and at whatever it tries then."""
@@ -164,18 +165,13 @@ class Shared(MemoryTransport):
         self.look("queue")
         return super()._queued()
 
-    def _put_reply(self, uuid, reply):
+    def left_reply(self, ticket, replica, reply):
         if self.turns is None:
             seats = self._seats
             awaited = [seats._heads[24 * seat :][:16] for seat in range(SEATS) if seats._rows[seat]]
-            assert uuid in awaited, "a reply was left that nobody waits for"
-        self.step("replies")
-        super()._put_reply(uuid, reply)
-        self.left.append(uuid)
-
-    def _has_reply(self, uuid):
-        self.look("replies")
-        return super()._has_reply(uuid)
+            assert ticket.uuid in awaited, "a reply was left that nobody waits for"
+        Replies.put(self._replies, ticket, replica, reply)
+        self.left.append(ticket.uuid)
 
     def _wake(self, seat):
         self.step("woken")
@@ -251,17 +247,14 @@ class World:
         return self.fetch(seat)
 
     def fetch(self, seat):
-        """A thread takes its reply if that is there; it leaves before the reply is gone."""
+        """A thread leaves with its reply if that is there."""
         ticket = self.waiting[seat]
-        self.transport.look("replies")
-        reply = self.transport._replies.get(ticket.uuid)
+        reply = self.transport._replies.find(ticket)
         if reply is not None:
             assert ticket.uuid not in self.answers, "answered twice"
             assert reply[1:] == ticket.uuid, "the reply of another"
             self.answers[ticket.uuid] = reply
             self.leave(seat)
-            self.transport.step("replies")
-            self.transport._replies.pop(ticket.uuid)
         return reply
 
     def look_all(self):

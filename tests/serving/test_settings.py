@@ -58,11 +58,11 @@ def test_what_serving_leaves_out_has_the_value_of_the_shipped_file(read):
 
 
 def test_numbers_that_follow_from_others(read):
-    settings = read(threads=4, mules=2, replica_threads=3, queue=32, queue_blocksize=8192, cache_items=17)
+    settings = read(threads=4, mules=2, replica_threads=3, queue=32, queue_blocksize=8192, max_reply_bytes=5000)
     assert (settings.prediction_workers, settings.seats, settings.threads_per_replica) == (2, 8, 3)
     assert settings.mule_processes == 3
-    assert settings.mapped_bytes == 32 * 8192 + 8 * settings.max_frame_bytes + 17 * (262144 + 64 + 88)
-    assert read(mules=1000).threads_per_replica == 1
+    assert settings.mapped_bytes == 32 * 8192 + 8 * settings.max_frame_bytes + 8 * 3 * 5000
+    assert read(mules=1000, max_reply_bytes=4096).threads_per_replica == 1
     assert read(mules=1).threads_per_replica >= 1
 
 
@@ -76,10 +76,9 @@ def test_numbers_that_follow_from_others(read):
         ({"queue": 600, "queue_blocksize": PAGE + 1}, f"queue x queue-blocksize must be a multiple of .* {PAGE}"),
         ({"queue": 511}, "it must be 512 or more: four for each prediction thread"),
         ({"queue": 2, "threads": 9}, "it must be 72 or more: four for each prediction thread"),
-        ({"cache_items": 256}, "each of the 128 prediction threads .* may have a reply in it, and another"),
         ({"max_attempts": 61}, "60 are the most"),
         ({"batch_wait_ms": 5000}, r"past deadline_ms \(= 5000\)"),
-        ({"mules": 100_000}, "each is a process, and 1024 are the most"),
+        ({"mules": 100_000, "max_reply_bytes": 4096}, "each is a process, and 1024 are the most"),
         *(
             ({name: value}, r"may take deadline_ms \(= 5000\) and needs a second more")
             for name in ("stop_timeout_s", "worker_reload_mercy", "mule_reload_mercy")
@@ -96,9 +95,9 @@ def test_numbers_that_follow_from_others(read):
             f"nginx may need two files for each, and `ulimit -Hn` allows {FILES} in all",
         ),
         ({"max_frame_bytes": 1 << 50}, "make this one, or how many there are of it, smaller"),
-        ({"max_frame_bytes": memory_bytes() // 128}, "frames, cache and queue map up to"),
-        ({"cache_blocksize": 1 << 50}, "frames, cache and queue map up to"),
-        ({"cache_blocksize": memory_bytes() // 1024}, "frames, cache and queue map up to"),
+        ({"max_frame_bytes": memory_bytes() // 128}, "frames, replies and queue map up to"),
+        ({"max_reply_bytes": 1 << 50}, "frames, replies and queue map up to"),
+        ({"max_reply_bytes": memory_bytes() // 128}, "frames, replies and queue map up to"),
         ({"listen": BACKLOG + 1}, f"net.core.somaxconn allows {BACKLOG}"),
     ],
 )
@@ -120,7 +119,7 @@ def test_more_seats_than_a_ticket_can_name_are_refused(refused):
     "values",
     [
         {"deadline_ms": 60_000},
-        {"max_frame_bytes": memory_bytes() // 128, "cache_blocksize": 1 << 50},
+        {"max_frame_bytes": memory_bytes() // 128, "max_reply_bytes": 1 << 50},
         {"queue": 100, "queue_blocksize": 5000, "log_level": "", "processes": 0},
     ],
 )
@@ -144,15 +143,15 @@ def test_several_values_that_cannot_be_are_refused_one_after_the_other(read, ref
             {
                 "queue": 4,
                 "queue_blocksize": PAGE // 4,
-                "cache_items": 3,
-                "cache_blocksize": 4096,
+                "cache_items": 64,
+                "cache_blocksize": 64,
+                "max_reply_bytes": 4096,
                 "threads": 1,
                 "processes": 2,
             },
             {},
         ),
         ({"queue": 512}, {"threads": 64, "processes": 3}),
-        ({"cache_items": 257}, {"threads": 64, "processes": 3}),
         ({"queue": 516, "queue_blocksize": PAGE * 5 // 4}, {"queue_blocksize": PAGE * 5 // 4}),
         ({"listen": BACKLOG}, {"listen": BACKLOG}),
         ({"max_header_bytes": 64511, "buffer_size": 65535}, {}),
@@ -228,7 +227,7 @@ def test_the_environment_overrides_the_file(read, refused, environ, values):
         ("lock-engine = ipcsem", "", "lock-engine = : .*; ipcsem would do"),
         ("lock-engine = ipcsem", "lock-engine = posix", "lock-engine = posix: .*; ipcsem would do"),
         ("master = true", "master = false", "master = false: .*; true would do"),
-        ("keysize=64", "keysize=64,bitmap=1", "cache2 bitmap = 1: it may lose replies; leave it out"),
+        ("keysize=64", "keysize=64,bitmap=1", "cache2 bitmap = 1: it may lose what is noted; leave it out"),
         ("processes = 3", "processor = 3", "processes is missing"),
         ("mules = 1", "", "mules = 2: the first line is for the replicas, and a second one, mules = 1, for the spare"),
         ("mules = 1", "mules = 2", "mules = 2 and 2: the first line is for the replicas"),

@@ -77,7 +77,7 @@ def test_the_settings_are_what_uwsgi_read_from_the_same_file():
     for key in ("processes", "threads", "queue", "queue_blocksize", "listen", "worker_reload_mercy"):
         assert uwsgi.opt[key.replace("_", "-")] == b"%d" % getattr(settings, key)
     cache = f"items={settings.cache_items},blocksize={settings.cache_blocksize},keysize={settings.cache_keysize}"
-    assert uwsgi.opt["cache2"] == f"name=replies,{cache}".encode()
+    assert uwsgi.opt["cache2"] == f"name=notes,{cache}".encode()
 
 
 def test_uwsgi_adds_the_spare_to_the_replicas():
@@ -93,38 +93,6 @@ def test_other_numbers_than_those_that_uwsgi_runs_with_are_refused():
         value = getattr(uwsgi_server.settings, key)
         with pytest.raises(SettingsError, match=f"{key}: uwsgi.ini says {value + 1}, and uWSGI runs with {value}"):
             UwsgiTransport(replace(uwsgi_server.settings, **{key: value + 1}))
-
-
-def test_a_cache_that_is_full_is_told_and_loses_nothing(transport):
-    seat, number = transport.seat(), 0
-    with pytest.raises(ServingError, match="the cache has no free item"):
-        while True:
-            transport._put_reply(uuid(number), b"%d" % number)
-            number += 1
-    # uWSGI keeps one item for itself
-    assert number == uwsgi_server.settings.cache_items - 1
-    ticket = offer(transport, 0, seat=seat)
-    (taken,) = take(transport)
-    assert transport.await_reply(ticket, soon(0)) == b"0"
-    ticket = offer(transport, number, seat=seat)
-    (taken,) = take(transport)
-    transport.publish(taken, b"again")
-    assert transport.await_reply(ticket, soon()) == b"again"
-
-
-def test_a_cache_that_is_full_does_not_end_whoever_recovers(transport):
-    ticket, other = offer(transport, 1, seat=transport.seat()), offer(transport, 2)
-    transport.begin(take(transport, 1))
-    die(transport, 1, heir=2)
-    transport.begin(take(transport))
-    take(transport)
-    with suppress(ServingError):
-        for number in itertools.count(10):
-            transport._put_reply(uuid(number), b"late")
-    recovery = die(transport, 2, heir=1)
-    assert [found.uuid for found in recovery.guilty] == [ticket.uuid]
-    assert [found.uuid for found in recovery.again] == [other.uuid]
-    assert leave(transport, ticket) is None
 
 
 def turn_to(slot):
