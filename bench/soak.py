@@ -80,7 +80,7 @@ class Sampler:
             kib = {words[0]: int(words[1]) for words in lines}
             self._put(name, "PSS", kib["Pss:"] * 1024)
             self._put(name, "RSS", kib["Rss:"] * 1024)
-            # what it shares with no other: neither the queue, the frames and the replies, nor what was there before the fork
+            # what it shares with no other: neither frames and replies, nor what was there before the fork
             self._put(name, "private", (kib["Private_Clean:"] + kib["Private_Dirty:"]) * 1024)
             self._put(name, "files", len(list(Path(f"/proc/{pid}/fd").iterdir())))
         self._put("cache", "items", self._cache_items())

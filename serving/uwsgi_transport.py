@@ -69,8 +69,6 @@ class UwsgiTransport(Transport):
         self._doorbell = os.eventfd(0, _FLAGS)
         self._wakers = [os.eventfd(0, _FLAGS) for _ in range(settings.seats)]
         self._local = threading.local()
-        # where the threads of this worker sleep, by seat
-        self._sleepers: dict[int, select.epoll] = {}
         self._numbers = itertools.count()
         self._in_worker = False
         self._epoll: select.epoll | None = None
@@ -102,17 +100,17 @@ class UwsgiTransport(Transport):
             seat: int = self._local.seat
         except AttributeError:
             seat = self._local.seat = next(self._numbers)
-            sleeper = self._sleepers[seat] = select.epoll()
+            self._local.epoll = select.epoll()
             # each write is one event: nobody needs to read it
-            sleeper.register(self._wakers[seat], select.EPOLLIN | select.EPOLLET)
+            self._local.epoll.register(self._wakers[seat], select.EPOLLIN | select.EPOLLET)
         return seat
 
     def await_reply(self, ticket: Ticket, deadline: float) -> bytes:
         """Sleep on the seat's eventfd until the reply is there."""
-        sleeper = self._sleepers[ticket.seat]
+        epoll = self._local.epoll
         try:
             while (left := deadline - time.monotonic()) > 0:
-                if sleeper.poll(left if left < _LOOK_S else _LOOK_S, 1):
+                if epoll.poll(left if left < _LOOK_S else _LOOK_S, 1):
                     reply = self._replies.find(ticket)
                     # the wake-up may be for a reply that came too late for the request before
                     if reply is not None:

@@ -46,7 +46,7 @@ def report():
 
 def start(run_dir, log):
     """The shipped uwsgi.ini with small numbers, and with the tests in place of the app."""
-    values = {"module": "tests.serving.uwsgi_server:application", "cache_blocksize": 4096}
+    values = {"module": "tests.serving.uwsgi_server:application", "max_reply_bytes": 4096}
     (run_dir / "uwsgi.ini").write_text(shipped(**values))
     environ = {key: value for key, value in os.environ.items() if not key.startswith("SERVING_")}
     # one mule more is the spare

@@ -416,6 +416,28 @@ class TransportContract:
         transport.publish(taken, b"late")
         assert transport._replies.find(ticket) is None
 
+    def test_a_reply_that_another_replica_leaves_too_late_hides_none(self, transport):
+        seat = transport.seat()
+        late = at(1, seat)
+        ticket = offer(transport, 2, seat=seat)
+        transport.publish(*take(transport), b"reply")
+        # stopped since it looked whether anybody waits, and left its reply now
+        transport._replies.put(late, 1, b"late")
+        assert transport.await_reply(ticket, soon()) == b"reply"
+
+    def test_half_a_reply_is_never_found(self, transport):
+        replies = transport._replies
+        replies.put(at(1), 0, b"short")
+        for longer in (b"a longer reply", b"less"):
+            whole = replies._uuids
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(replies, "_uuids", bytearray(whole[:]))
+                replies.put(at(1 + SEATS), 0, longer)
+            # but for the last step all is done
+            assert replies.find(at(1 + SEATS)) is None
+        replies.put(at(1 + SEATS), 0, b"whole")
+        assert replies.find(at(1 + SEATS)) == b"whole" and replies.find(at(1)) is None
+
     def test_a_reply_may_be_as_large_as_the_limit_and_no_larger(self, transport):
         limit = transport.max_reply_bytes
         ticket = offer(transport, 1, seat=transport.seat())

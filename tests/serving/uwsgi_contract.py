@@ -8,7 +8,6 @@ import itertools
 import mmap
 import os
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 import uwsgi
 
 from serving import uwsgi_transport
-from serving.errors import ServingError, SettingsError
+from serving.errors import SettingsError
 from serving.uwsgi_transport import Notes, UwsgiTransport, mule_id
 
 from . import uwsgi_server
@@ -27,7 +26,6 @@ from .transport_contract import (
     SEATS,
     TransportContract,
     at,
-    die,
     finish,
     frame,
     leave,
@@ -219,10 +217,9 @@ def test_what_was_pushed_behind_the_last_slot_is_offered_again_when_the_next_wor
 
 
 def test_a_reply_of_a_replica_that_died_before_it_woke_anybody_is_found_at_the_deadline(transport):
-    seat = transport.seat()
-    uwsgi.cache_update(uuid(1), b"reply", 5)
-    assert transport.await_reply(at(1, seat), soon(BRIEFLY_S)) == b"reply"
-    assert not uwsgi.cache_exists(uuid(1))
+    ticket = offer(transport, 1, seat=transport.seat())
+    transport._replies.put(ticket, 0, b"reply")
+    assert transport.await_reply(ticket, soon(BRIEFLY_S)) == b"reply"
 
 
 def test_replicas_in_processes_of_their_own_answer_every_task_once():
