@@ -9,9 +9,9 @@
  *
  * WORK, little-endian: u32 items; each u32 length and a whole request, u32 kind, u32 length and what is right:
  *   kind 0  bytes that the answer's body has to hold
- *   kind 1  float64 tolerance, float64 values: the numbers of the body, in this order
+ *   kind 1  float64 tolerance, float64 values: the numbers of the body, these and no others, in this order
  *   kind 2  the body, byte by byte
- * what ends with 503 is refused, and counted by itself.
+ * what ends with 503 is refused, and counted by itself; who is told by Retry-After to wait does so.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -32,6 +32,8 @@
 enum { CONTAINS, NUMBERS, EQUALS };
 /* once this many connections have failed, nothing is there to be measured */
 enum { MOST_FAILURES = 20000 };
+/* how often those are looked at who wait, or have no connection */
+static const double LOOK_S = 0.01;
 
 struct item {
     char *request, *right;
@@ -40,13 +42,13 @@ struct item {
 
 struct connection {
     int fd, place, connecting, closing, chunked, status;
-    /* of the request */
+    /* of the request; and when to ask the next, after a refusal */
     size_t sent;
-    double began;
+    double began, until;
     /* of the answer: what has come, where its body begins, and how long that is (-1: nobody said) */
     char *buffer;
     size_t got, room, body;
-    long length;
+    long length, retry_after;
 };
 
 static struct item *items;
@@ -113,6 +115,8 @@ static void ask(struct connection *c) {
     c->sent = c->got = c->body = 0;
     c->status = c->chunked = c->closing = 0;
     c->length = -1;
+    c->retry_after = 0;
+    c->until = 0;
     if (stopping) return;
     c->began = now();
     if (c->fd < 0) {
@@ -123,28 +127,27 @@ static void ask(struct connection *c) {
     write_request(c);
 }
 
+/* The next number that is not inside a name; the end of the body where there is none. */
+static char *next_number(char *at) {
+    while (*at && *at != '-' && !(*at >= '0' && *at <= '9')) {
+        if (*at == '"')
+            for (at++; *at && *at != '"'; at++) {}
+        if (*at) at++;
+    }
+    return at;
+}
+
 static int numbers_are_right(struct item *item, char *body) {
     double *values = (double *)item->right, tolerance = values[0];
     uint32_t expected = item->right_size / sizeof(double) - 1;
-    char *at = body;
+    char *at = next_number(body);
     for (uint32_t k = 1; k <= expected; k++) {
-        /* the next number that is not inside a name */
-        for (;;) {
-            if (!*at) return 0;
-            if (*at == '"') {
-                for (at++; *at && *at != '"'; at++) {}
-                if (*at) at++;
-                continue;
-            }
-            if (*at == '-' || (*at >= '0' && *at <= '9')) break;
-            at++;
-        }
         char *end;
         double value = strtod(at, &end);
         if (end == at || !(fabs(value - values[k]) <= tolerance)) return 0;
-        at = end;
+        at = next_number(end);
     }
-    return 1;
+    return !*at;
 }
 
 static int is_right(struct item *item, char *body, size_t size) {
@@ -177,10 +180,18 @@ static void take_answer(struct connection *c, char *body, size_t size) {
         hang_up(c);
     }
     c->place = (c->place + 1) % (int)count;
-    ask(c);
+    if (c->status == 503 && c->retry_after > 0)
+        c->until = now() + (double)c->retry_after;
+    else
+        ask(c);
 }
 
 static void ended(struct connection *c) {
+    if (c->until) {
+        /* nothing was asked */
+        hang_up(c);
+        return;
+    }
     if (c->status && c->length < 0 && !c->chunked) {
         /* the end of the connection is the end of the answer */
         c->closing = 1;
@@ -200,6 +211,7 @@ static void read_head(struct connection *c, char *end) {
     for (char *line = strchr(c->buffer, '\n'); line; line = strchr(line, '\n')) {
         line++;
         if (!strncasecmp(line, "content-length:", 15)) c->length = atol(line + 15);
+        if (!strncasecmp(line, "retry-after:", 12)) c->retry_after = atol(line + 12);
         if (!strncasecmp(line, "transfer-encoding: chunked", 26)) c->chunked = 1;
         if (!strncasecmp(line, "connection: close", 17)) c->closing = 1;
         if (!strncasecmp(line, "connection: keep-alive", 22)) c->closing = 0;
@@ -335,7 +347,7 @@ int main(int argc, char **argv) {
         all[k].place = k % (int)count;
         ask(&all[k]);
     }
-    double begin = now() + warm_up, end = begin + seconds, cpu_before = 0;
+    double begin = now() + warm_up, end = begin + seconds, cpu_before = 0, look_at = 0;
     struct epoll_event events[256];
     while (failed < MOST_FAILURES) {
         double time = now();
@@ -350,16 +362,17 @@ int main(int argc, char **argv) {
         if (measuring && time >= end) break;
         int found = epoll_wait(epoll, events, 256, 10);
         for (int k = 0; k < found; k++) handle(events[k].data.ptr, events[k].events);
-        if (found < 256)
-            for (int k = 0; k < connections; k++)
-                if (all[k].fd < 0) ask(&all[k]);
+        if (time < look_at) continue;
+        look_at = time + LOOK_S;
+        for (int k = 0; k < connections; k++)
+            if (all[k].until ? time >= all[k].until : all[k].fd < 0) ask(&all[k]);
     }
     double took = now() - begin, used = cpu() - cpu_before;
     measuring = 0;
     stopping = 1;
     say("end");
     long stuck = 0;
-    for (int k = 0; k < connections; k++) stuck += all[k].fd >= 0 && now() - all[k].began > 5 + seconds / 2;
+    for (int k = 0; k < connections; k++) stuck += all[k].fd >= 0 && !all[k].until && now() - all[k].began > 5 + seconds / 2;
     qsort(latencies, measured, sizeof *latencies, ascending);
     for (char *at = first_wrong; *at; at++)
         if (*at == '"' || *at == '\\' || *at < ' ') *at = '\'';

@@ -1,0 +1,135 @@
+"""bench/loadgen.c from Python: compiled on the spot, fed with work, and read.
+
+Units: seconds, but for what ends in _ms.
+"""
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+from bench.work import ROOT
+
+SOURCE = ROOT / "bench" / "loadgen.c"
+PROGRAM = ROOT / "build" / "loadgen"
+# what is right of an answer: bytes that its body has, numbers, or all of its body
+CONTAINS, NUMBERS, EQUALS = 0, 1, 2
+
+T = TypeVar("T")
+
+
+class Item(NamedTuple):
+    """One request, and what its answer has to be."""
+
+    request: bytes
+    kind: int
+    right: bytes
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What came of one measurement; times are of right answers."""
+
+    seconds: float
+    right: int
+    refused: int
+    wrong: int
+    cut: int
+    failed: int
+    stuck: int
+    reopened: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    max_ms: float
+    # of the load generator
+    cpu_s: float
+    first_wrong: str
+
+    @property
+    def rate(self) -> float:
+        """Right answers a second."""
+        return self.right / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def errors(self) -> int:
+        return self.wrong + self.cut + self.failed + self.stuck
+
+
+@dataclass(frozen=True)
+class Run(Generic[T]):
+    """A measurement, and what was looked at when it began and when it ended."""
+
+    counts: Counts
+    pid: int
+    before: T | None
+    after: T | None
+
+
+def request(body: bytes, path: str = "/predict", content_type: str = "application/json") -> bytes:
+    """A whole POST."""
+    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def contains(text: str) -> tuple[int, bytes]:
+    """Right is a body that has this text."""
+    return CONTAINS, text.encode()
+
+
+def numbers(values: Sequence[float], tolerance: float) -> tuple[int, bytes]:
+    """Right is a body whose numbers are these, in this order."""
+    return NUMBERS, struct.pack(f"<{len(values) + 1}d", tolerance, *values)
+
+
+def equals(body: bytes) -> tuple[int, bytes]:
+    """Right is this body."""
+    return EQUALS, body
+
+
+def write_work(file: Path, items: Sequence[Item]) -> None:
+    """The file that the program reads."""
+    with file.open("wb") as out:
+        out.write(struct.pack("<I", len(items)))
+        for item in items:
+            out.write(struct.pack("<I", len(item.request)) + item.request)
+            out.write(struct.pack("<II", item.kind, len(item.right)) + item.right)
+
+
+def compiled() -> Path:
+    """The program, compiled unless it is newer than its source."""
+    if not PROGRAM.exists() or PROGRAM.stat().st_mtime < SOURCE.stat().st_mtime:
+        compiler = shutil.which("cc") or shutil.which("gcc") or "cc"
+        PROGRAM.parent.mkdir(parents=True, exist_ok=True)
+        # two may do this at the same time
+        unfinished = PROGRAM.with_name(f"loadgen.{os.getpid()}")
+        subprocess.run([compiler, "-O2", "-Wall", "-Wextra", "-o", unfinished, SOURCE, "-lm"], check=True)
+        unfinished.rename(PROGRAM)
+    return PROGRAM
+
+
+def run(port: int, clients: int, seconds: float, warm_up: float, work: Path, look: Callable[[], T]) -> Run[T]:
+    """Load a server.  look is called when the warm-up is over, and again at the end."""
+    arguments = ["127.0.0.1", str(port), str(clients), str(seconds), str(warm_up), str(work)]
+    command = [str(compiled()), *arguments]
+    before = after = None
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line == "begin\n":
+                before = look()
+            elif line == "end\n":
+                after = look()
+        told = process.stdout.read()
+    if process.returncode:
+        raise ValueError(f"loadgen ended with {process.returncode}: {''.join(said)}")
+    found = json.loads(told)
+    del found["connections"]
+    return Run(Counts(**found), process.pid, before, after)

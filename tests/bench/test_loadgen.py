@@ -1,0 +1,164 @@
+"""The load generator counts what happened, and what is right it judges by the body."""
+
+import json
+
+import pytest
+
+from bench import loadgen
+from bench.loadgen import Item
+
+from .tiny_server import TinyServer, chunked, sized
+
+CLIENTS = 4
+PLACES = 5
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Runs the generator against a server that answers as it is told to; what was counted, and what was done."""
+
+    def load(answer, items, clients=CLIENTS, seconds=0.15):
+        server = TinyServer(answer)
+        work = tmp_path / "work"
+        loadgen.write_work(work, items)
+        try:
+            return loadgen.run(server.port, clients, seconds, 0.0, work, lambda: None).counts, server.counts
+        finally:
+            server.close()
+
+    return load
+
+
+def items():
+    """Each place asks for itself, and no other answer is right."""
+    bodies = [json.dumps({"x": [place]}).encode() for place in range(PLACES)]
+    return [Item(loadgen.request(body), *loadgen.contains(f'"ok:{place}"')) for place, body in enumerate(bodies)]
+
+
+def echo(body):
+    return b'{"y": "ok:%d"}' % json.loads(body)["x"][0]
+
+
+def near(counted, done):
+    """All but what was on its way at the end."""
+    return done - CLIENTS <= counted <= done
+
+
+def test_right_answers_are_counted_with_their_times(load):
+    counts, done = load(lambda body, number: ([sized(echo(body))], "right"), items())
+    assert near(counts.right, done["right"]) and counts.right > 0
+    assert counts.errors == counts.refused == 0 and counts.first_wrong == ""
+    assert 0 < counts.p50_ms <= counts.p90_ms <= counts.p99_ms <= counts.max_ms
+    assert counts.rate == counts.right / counts.seconds > 0
+    assert counts.cpu_s > 0
+
+
+def test_an_answer_that_went_to_another_request_is_wrong(load):
+    def answer(body, number):
+        if number % 3:
+            return [sized(echo(body))], "right"
+        return [sized(b'{"y": "ok:%d"}' % ((json.loads(body)["x"][0] + 1) % PLACES))], "wrong"
+
+    counts, done = load(answer, items())
+    assert near(counts.wrong, done["wrong"]) and near(counts.right, done["right"]) and counts.wrong > 0
+    assert counts.first_wrong.startswith("item ") and ": 200 {'y': 'ok:" in counts.first_wrong
+
+
+def test_another_status_is_wrong_whatever_the_body_says(load):
+    counts, done = load(lambda body, number: ([sized(echo(body), "500 Oh")], "wrong"), items())
+    assert near(counts.wrong, done["wrong"]) and counts.wrong > 0 and counts.right == 0
+
+
+def test_refusals_are_counted_apart(load):
+    def answer(body, number):
+        if number % 2:
+            return [sized(b"", "503 Busy")], "refused"
+        return [sized(echo(body))], "right"
+
+    counts, done = load(answer, items())
+    assert near(counts.refused, done["refused"]) and near(counts.right, done["right"])
+    assert counts.refused > 0 and counts.errors == 0
+
+
+def test_who_is_told_to_wait_does_not_ask(load):
+    counts, done = load(lambda body, number: ([sized(b"", "503 Busy", "Retry-After: 60")], "refused"), items())
+    assert counts.refused == done["refused"] == CLIENTS
+
+
+def test_who_waits_may_lose_its_connection(load):
+    counts, done = load(lambda body, number: ([sized(b"", "503 Busy", "Retry-After: 60"), None], "refused"), items())
+    assert counts.refused == done["refused"] == CLIENTS and counts.errors == 0
+
+
+@pytest.mark.parametrize("pieces", [[None], [sized(b'{"y": "ok:0"}')[:-4], None], [b"HTTP/1.1 200", None]])
+def test_a_connection_that_ends_in_an_answer_is_cut(load, pieces):
+    counts, done = load(lambda body, number: (pieces, "cut"), items())
+    assert near(counts.cut, done["cut"]) and counts.cut > 0 and counts.right == counts.wrong == 0
+    assert counts.first_wrong.startswith("cut after ")
+
+
+def test_chunks_are_joined_however_they_come(load):
+    def answer(body, number):
+        text = echo(body)
+        return [*chunked(text[:3], text[3:4], text[4:])] if number % 2 else [b"".join(chunked(text))], "right"
+
+    counts, done = load(answer, items())
+    assert near(counts.right, done["right"]) and counts.right > 0 and counts.errors == 0
+
+
+def test_an_answer_without_length_ends_with_its_connection(load):
+    head = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+    counts, done = load(lambda body, number: ([head + echo(body), None], "right"), items())
+    assert near(counts.right, done["right"]) and counts.right > 0 and counts.errors == 0
+    assert near(counts.reopened, done["right"])
+
+
+def test_nobody_there_is_a_failure(tmp_path):
+    server = TinyServer(None)
+    server.close()
+    loadgen.write_work(tmp_path / "work", items())
+    counts = loadgen.run(server.port, 1, 0.1, 0.0, tmp_path / "work", lambda: None).counts
+    assert counts.failed > 0 and counts.right == 0
+
+
+def test_a_large_body_arrives_whole(load):
+    body = json.dumps({"x": [7] * 300_000}).encode()
+    item = Item(loadgen.request(body), *loadgen.contains('"whole"'))
+    counts, done = load(lambda got, number: ([sized(b'"whole"' if got == body else b'"part"')], "right"), [item])
+    assert near(counts.right, done["right"]) and counts.right > 0 and counts.wrong == 0
+
+
+@pytest.mark.parametrize(
+    ("right", "body", "is_right"),
+    [
+        (loadgen.contains('"ok:1"'), b'{"y": "ok:1"}', True),
+        (loadgen.contains('"ok:1"'), b'{"y": "ok:11"}', False),
+        (loadgen.equals(b"abc"), b"abc", True),
+        (loadgen.equals(b"abc"), b"abcd", False),
+        (loadgen.equals(b"abc"), b"abd", False),
+        (loadgen.numbers([0.5, -2.0], 1e-3), b'{"y": [0.5, -2.0]}', True),
+        (loadgen.numbers([0.5, -2.0], 1e-3), b'{"y2":[5.0009e-1,-2]}', True),
+        (loadgen.numbers([0.5, -2.0], 1e-3), b'{"y": [-2.0, 0.5]}', False),
+        (loadgen.numbers([0.5, -2.0], 1e-3), b'{"y": [0.502, -2.0]}', False),
+        (loadgen.numbers([0.5, -2.0], 1e-3), b'{"y": [0.5]}', False),
+        (loadgen.numbers([0.5, -2.0], 1e-3), b'{"y": [0.5, -2.0, 3]}', False),
+        (loadgen.numbers([0.5, -2.0], 1e-3), b'{"y": [0.5, NaN]}', False),
+        (loadgen.numbers([], 1e-3), b'{"y": []}', True),
+    ],
+)
+def test_what_is_right(load, right, body, is_right):
+    counts, _ = load(lambda _, number: ([sized(body)], ""), [Item(loadgen.request(b"{}"), *right)], 1, 0.05)
+    assert (counts.right > 0, counts.wrong > 0) == (is_right, not is_right)
+
+
+def test_it_looks_when_the_measurement_begins_and_ends(tmp_path):
+    server = TinyServer(lambda body, number: ([sized(echo(body))], "right"))
+    loadgen.write_work(tmp_path / "work", items())
+    try:
+        looks = iter(["before", "after"])
+        ran = loadgen.run(server.port, 1, 0.1, 0.1, tmp_path / "work", lambda: next(looks))
+    finally:
+        server.close()
+    assert (ran.before, ran.after) == ("before", "after")
+    # the warm-up is not counted
+    assert 0 < ran.counts.right < server.counts["right"]
