@@ -40,8 +40,13 @@ def machine() -> str:
         f"{len(os.sched_getaffinity(0))} cores ({model[1] if model else platform.machine()}), {memory_gib:.0f} GiB, "
         f"Linux {platform.release()}, Python {platform.python_version()}, nginx {_version([nginx, '-v'])}, "
         f"uWSGI {_version([str(uwsgi), '--version'])}, TensorFlow {_tensorflow()}; "
-        f"{date.today().isoformat()}, commit {_commit()}."
+        f"{date.today().isoformat()}, commit {commit()}."
     )
+
+
+def repeats(count: int, seconds: float) -> str:
+    """How often and how long was measured."""
+    return f"{count} repeat{'s' if count > 1 else ''} of {seconds:g} s each"
 
 
 def say(text: str) -> None:
@@ -75,8 +80,9 @@ def _tensorflow() -> str:
     return "?"
 
 
-def _commit() -> str:
+def commit(tree: Path = ROOT) -> str:
+    """What git calls the code of a tree."""
     told = subprocess.run(
-        ["git", "-C", ROOT, "describe", "--always", "--dirty=, with changes"], capture_output=True, text=True
+        ["git", "-C", tree, "describe", "--always", "--dirty=, with changes"], capture_output=True, text=True
     )
     return told.stdout.strip() or "unknown"

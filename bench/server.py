@@ -22,7 +22,6 @@ from bench.work import ROOT
 PATIENCE_S = 90.0
 # stop_timeout_s is 9, and the supervisor has the last word
 STOP_PATIENCE_S = 20.0
-ENTRYPOINT = ROOT / "entrypoint.sh"
 
 
 class NotInTime(Exception):
@@ -42,7 +41,9 @@ def wait_until(condition: Callable[[], Any], what: str, patience_s: float = PATI
 class Server:
     """One running instance."""
 
-    def __init__(self, environ: Mapping[str, object]) -> None:
+    def __init__(self, environ: Mapping[str, object], tree: Path = ROOT) -> None:
+        """tree: of the code that is served, this or another commit's."""
+        self._entrypoint = tree / "entrypoint.sh"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
@@ -58,7 +59,7 @@ class Server:
         self.environ = inherited | {key: str(value) for key, value in (own | dict(environ)).items()}
         with (self.run_dir / "out").open("ab") as out:
             self.process = subprocess.Popen(
-                [ENTRYPOINT], env=self.environ, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                [self._entrypoint], env=self.environ, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
             )
 
     def wait_ready(self) -> "Server":
@@ -74,7 +75,7 @@ class Server:
     def command(self, *arguments: str, patience_s: float = PATIENCE_S) -> "subprocess.CompletedProcess[str]":
         """entrypoint.sh with another verb, for this server."""
         return subprocess.run(
-            [ENTRYPOINT, *arguments], env=self.environ, capture_output=True, text=True, timeout=patience_s
+            [self._entrypoint, *arguments], env=self.environ, capture_output=True, text=True, timeout=patience_s
         )
 
     def readyz(self) -> dict[str, Any]:
