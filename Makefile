@@ -1,4 +1,4 @@
-# make help lists the verbs.  Variables: PORT, HOST, MODEL, MULES, WORKERS, THREADS, QUEUE, SERVING_<NAME>; ARGS for chaos, soak and overload.
+# make help lists the verbs.  Variables: PORT, HOST, MODEL, MULES, WORKERS, THREADS, QUEUE, SERVING_<NAME>; ARGS for chaos, soak, overload and bench; PEERS for bench-peers.
 SHELL := /bin/bash
 PYTHON ?= python3
 PORT ?= 8080
@@ -9,11 +9,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PORT
 
-.PHONY: help serve reload test check chaos soak overload image clean
+.PHONY: help serve reload test check chaos soak overload bench bench-peers image clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 	@echo "  for example: make serve PORT=9000 MODEL=examples/fancy MULES=4"
 
 serve: $(VENV)/.ready nginx $(if $(filter-out models/digits,$(MODEL)),,models/digits) ## install what is missing, then serve MODEL (models/digits) on HOST:PORT
@@ -39,6 +39,13 @@ soak: $(VENV)/.dev nginx models/digits ## half an hour of load, and what grows u
 
 overload: $(VENV)/.dev nginx ## ten times what a server can do, and what it still does
 	@$(BIN)/python -m bench.overload --out bench/results/chaos.md $(ARGS)
+
+bench: $(VENV)/.dev nginx ## compare with the peers that are installed, and measure how ours grows: tables and plots
+	@$(BIN)/python -m bench.compare $(ARGS)
+	@$(if $(ARGS),,$(BIN)/python -m bench.growth)
+
+bench-peers: $(VENV)/.dev ## install the peers, all or PEERS, each into an environment of its own (12 GB)
+	@$(BIN)/python -m bench.peer $(PEERS)
 
 image: ## build the image
 	docker build -t $(IMAGE) .

@@ -158,6 +158,8 @@ def test_make_help_lists_the_verbs(clone):
         "chaos",
         "soak",
         "overload",
+        "bench",
+        "bench-peers",
         "image",
         "clean",
     ]
