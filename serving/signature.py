@@ -123,13 +123,30 @@ class TensorSpec:
     def packed(self, value: Any) -> Tensor | None:
         """The tensor of rows of numbers, without true or false, that need no second look; None where they do."""
         row = self._row
-        if row is None:
-            return None
         try:
-            rows = [row.pack(*item) for item in value] if self.shape else [row.pack(item) for item in value]
+            if row is not None:
+                rows = [row.pack(*item) for item in value] if self.shape else [row.pack(item) for item in value]
+                return np.ndarray((len(rows), *self.shape), self.numpy, b"".join(rows)) if rows else None
+            code = _FORMATS.get(self.dtype)
+            if code is None or type(value) is not list:
+                return None
+            sizes = [len(value)]
+            for size in self.shape:
+                lengths = set(map(len, value))
+                if len(lengths) != 1 or (size >= 0 and size not in lengths):
+                    return None
+                sizes += lengths
+                value = list(itertools.chain.from_iterable(value))
+            return np.ndarray(sizes, self.numpy, struct.pack(f"<{len(value)}{code}", *value)) if value else None
         except (struct.error, TypeError, OverflowError):
             return None
-        return np.ndarray((len(rows), *self.shape), self.numpy, b"".join(rows)) if rows else None
+
+    def skeleton(self, rows: int) -> bytes:
+        """The brackets and commas of nested lists of so many rows; of one row, without a list around it, for 0."""
+        found = b""
+        for size in reversed(self.shape):
+            found = b"[" + b",".join([found] * size) + b"]"
+        return b"[" + b",".join([found] * rows) + b"]" if rows else found
 
     def check(self, tensor: Tensor) -> None:
         """Raise SignatureMismatch unless the tensor is (rows, *shape)."""

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app import codec
-from serving.errors import DecodeError, SignatureMismatch
+from serving.errors import DecodeError, FrameTooLarge, SignatureMismatch
 from serving.signature import NUMBERS, STRING, Signature, TensorSpec
 
 
@@ -272,21 +272,56 @@ BODIES = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=1000)
-@given(BODIES, st.sampled_from(["float32[2]", "float64", "float16[-1]", "int8[-1]", "bool", "string[2]"]))
-def test_a_body_without_strings_is_read_as_any_other(body, spec):
+SIZES = st.integers(1, 3)
+SPECS = ["float32[2]", "float32[2,2]", "float64", "float64[1,1]", "float16[-1]", "int8[-1]", "bool", "string[2]"]
+
+
+@settings(deadline=None, max_examples=2000)
+@given(BODIES, st.sampled_from(SPECS), st.sampled_from([1, 3, 100]))
+def test_all_ways_to_read_a_body_read_the_same(body, spec, max_rows):
     text, taken = json.dumps(body).encode(), Signature((TensorSpec.parse("x", spec),), ())
 
     def told():
         try:
-            return codec.decode(text, taken)[0]["x"].tolist()
-        except (DecodeError, SignatureMismatch) as error:
+            tensor = codec.decode(text, taken, max_rows)[0]["x"]
+            return repr((tensor.dtype, tensor.shape, tensor.tolist()))
+        except (DecodeError, FrameTooLarge, SignatureMismatch) as error:
             return repr(error)
 
-    quick = told()
     with pytest.MonkeyPatch.context() as patch:
+        quick = told()
+        patch.setattr(codec, "_LARGE_BYTES", 1)
+        large = told()
+        patch.setattr(codec, "_LARGE_BYTES", sys.maxsize)
         patch.setattr(codec, "_has_no_strings", lambda body, names: False)
-        assert repr(told()) == repr(quick)
+        patch.setattr(TensorSpec, "packed", lambda spec, value: None)
+        assert quick == told()
+        assert large == told()
+
+
+@PATIENTLY
+@given(
+    st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.sampled_from(["x", "inputs", "instances"]), st.data()
+)
+def test_large_nested_lists_are_read_and_ragged_ones_refused(rows, height, width, form, data):
+    sent = np.arange(rows * height * width, dtype=np.float32).reshape(rows, height, width) / 8
+    value = sent.tolist() if form != "x" else sent[0].tolist()
+    taken = Signature((TensorSpec("x", "float32", (height, width)),), ())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "_LARGE_BYTES", 1)
+        patch.setattr(codec, "_decode_slowly", None)
+        patch.setattr(TensorSpec, "packed", None)
+        inputs, _ = codec.decode(json.dumps({form: value}).encode(), taken)
+    assert inputs["x"].dtype == np.float32
+    assert inputs["x"].tolist() == (sent if form != "x" else sent[:1]).tolist()
+    # one number moves from one list to another
+    lists = value if form == "x" else [row for item in value for row in item]
+    if len(lists) > 1:
+        first, second = data.draw(st.permutations(range(len(lists))))[:2]
+        lists[first].append(lists[second].pop())
+        with pytest.raises(SignatureMismatch), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(codec, "_LARGE_BYTES", 1)
+            codec.decode(json.dumps({form: value}).encode(), taken)
 
 
 @PATIENTLY

@@ -34,7 +34,6 @@ from .transport_contract import (
     soon,
     take,
     together,
-    uuid,
 )
 
 SLOTS = uwsgi_server.settings.queue
