@@ -1,4 +1,4 @@
-"""What processes cost: CPU by the part that they play, memory, and who else used the machine.
+"""What processes cost: CPU by the part that they play, memory, switches, and who else used the machine.
 
 Units: seconds of CPU, bytes.
 Source: proc(5); fields 14 to 17 of /proc/PID/stat are the times of a process, with its threads that have ended, and of
@@ -95,3 +95,15 @@ def memory(pid: int) -> tuple[int, int]:
     lines = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]]
     kib = {words[0]: int(words[1]) for words in lines}
     return kib["Rss:"] * 1024, kib["Pss:"] * 1024
+
+
+def switches(pid: int) -> tuple[int, int]:
+    """How often a process's threads have gone to sleep, and how often they had to make room for others."""
+    slept = moved = 0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        # it may have ended since
+        with suppress(OSError):
+            words = dict(line.split(":\t", 1) for line in (thread / "status").read_text().splitlines() if ":\t" in line)
+            slept += int(words["voluntary_ctxt_switches"])
+            moved += int(words["nonvoluntary_ctxt_switches"])
+    return slept, moved
