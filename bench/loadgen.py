@@ -101,16 +101,16 @@ def write_work(file: Path, items: Sequence[Item]) -> None:
             out.write(struct.pack("<II", item.kind, len(item.right)) + item.right)
 
 
-def compiled() -> Path:
+def compiled(source: Path = SOURCE, program: Path = PROGRAM, options: Sequence[str] = ()) -> Path:
     """The program, compiled unless it is newer than its source."""
-    if not PROGRAM.exists() or PROGRAM.stat().st_mtime < SOURCE.stat().st_mtime:
+    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         compiler = shutil.which("cc") or shutil.which("gcc") or "cc"
-        PROGRAM.parent.mkdir(parents=True, exist_ok=True)
+        program.parent.mkdir(parents=True, exist_ok=True)
         # two may do this at the same time
-        unfinished = PROGRAM.with_name(f"loadgen.{os.getpid()}")
-        subprocess.run([compiler, "-O2", "-Wall", "-Wextra", "-o", unfinished, SOURCE, "-lm"], check=True)
-        unfinished.rename(PROGRAM)
-    return PROGRAM
+        unfinished = program.with_name(f"{program.name}.{os.getpid()}")
+        subprocess.run([compiler, "-O2", "-Wall", "-Wextra", *options, "-o", unfinished, source, "-lm"], check=True)
+        unfinished.rename(program)
+    return program
 
 
 def run(port: int, clients: int, seconds: float, warm_up: float, work: Path, look: Callable[[], T]) -> Run[T]:
