@@ -1,4 +1,4 @@
-# make help lists the verbs.  Variables: PORT, HOST, MODEL, MULES, WORKERS, THREADS, QUEUE, SERVING_<NAME>; ARGS for chaos, soak, overload and bench; PEERS for bench-peers.
+# make help lists the verbs.  Variables: PORT, HOST, MODEL, MULES, WORKERS, THREADS, QUEUE, SERVING_<NAME>; ARGS for chaos, soak, overload, bench and profile; PEERS for bench-peers.
 SHELL := /bin/bash
 PYTHON ?= python3
 PORT ?= 8080
@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PORT
 
-.PHONY: help serve reload test check chaos soak overload bench bench-peers image clean
+.PHONY: help serve reload test check chaos soak overload bench bench-peers profile image clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
@@ -22,7 +22,7 @@ serve: $(VENV)/.ready nginx $(if $(filter-out models/digits,$(MODEL)),,models/di
 reload: ## let the server on PORT take what has changed, without a failed request (ALL=1: everything anew)
 	@./entrypoint.sh reload $(if $(ALL),--all)
 
-test: $(VENV)/.dev nginx models/digits ## run all tests, on real processes
+test: $(VENV)/.dev nginx strace models/digits ## run all tests, on real processes
 	@$(BIN)/python -m pytest $(TESTS)
 
 check: $(VENV)/.dev ## format, lint, types, then the tests
@@ -47,6 +47,9 @@ bench: $(VENV)/.dev nginx ## compare with the peers that are installed, and meas
 bench-peers: $(VENV)/.dev ## install the peers, all or PEERS, each into an environment of its own (12 GB)
 	@$(BIN)/python -m bench.peer $(PEERS)
 
+profile: $(VENV)/.dev nginx strace models/digits ## where the time of one request goes: stages, system calls, flame graphs
+	@$(BIN)/python -m bench.profile $(ARGS)
+
 image: ## build the image
 	docker build -t $(IMAGE) .
 
@@ -55,7 +58,7 @@ clean: ## remove what was built, trained and logged
 
 # ---- what the verbs stand on
 
-.PHONY: nginx python
+.PHONY: nginx strace python
 python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
 	  echo "muleteer: $(PYTHON) is not Python 3.11, 3.12 or 3.13: make serve PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -78,14 +81,14 @@ $(VENV)/.dev: $(VENV)/.ready
 	@touch $@
 
 # Debian starts the nginx it installs: not here, where only the binary is wanted
-nginx:
-	@PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || { \
+nginx strace:
+	@PATH="$$PATH:/usr/sbin" command -v $@ >/dev/null || { \
 	  if [ "$$(id -u)" != 0 ]; then \
-	    echo "muleteer: nginx is missing: sudo apt-get install -y --no-install-recommends nginx" >&2; exit 1; fi; \
-	  echo "muleteer: installing nginx"; \
+	    echo "muleteer: $@ is missing: sudo apt-get install -y --no-install-recommends $@" >&2; exit 1; fi; \
+	  echo "muleteer: installing $@"; \
 	  policy=/usr/sbin/policy-rc.d; \
 	  if [ ! -e $$policy ]; then printf '#!/bin/sh\nexit 101\n' > $$policy; chmod +x $$policy; trap "rm -f $$policy" EXIT; fi; \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx >/dev/null; }
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $@ >/dev/null; }
 
 models/digits: | $(VENV)/.ready
 	@mkdir -p models run

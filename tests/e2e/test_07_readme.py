@@ -160,6 +160,7 @@ def test_make_help_lists_the_verbs(clone):
         "overload",
         "bench",
         "bench-peers",
+        "profile",
         "image",
         "clean",
     ]
