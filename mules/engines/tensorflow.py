@@ -110,7 +110,7 @@ def _direct(function: Any, arguments: dict[str, Any]) -> Callable[..., dict[str,
     except Exception as error:
         log.info("the function itself is called, not the graph behind it: %s: %s", type(error).__name__, error)
         same = False
-    return call if same else function  # type: ignore[no-any-return]
+    return call if same else function
 
 
 def _load_keras(folder: ModelFolder, file: Path) -> TensorFlowEngine:

@@ -101,6 +101,17 @@ def test_several_inputs_go_by_name(export, tensors, toml, inputs):
     np.testing.assert_array_equal(engine.predict({"a": X, "b": X * 3})["y"], X * 2)
 
 
+def test_the_graph_is_called_unless_it_answers_otherwise_than_the_function(export, tf):
+    def calls_the_graph(function):
+        engine = load(export(function, {"x": ((None, 2), "float32")}))
+        assert engine.predict({"x": X})["y"].shape == X.shape
+        return "_direct" in getattr(engine._function, "__qualname__", "")
+
+    assert calls_the_graph(lambda x: {"y": x * 2})
+    # never the same twice: nothing can be compared
+    assert not calls_the_graph(lambda x: {"y": x + tf.random.uniform(tf.shape(x))})
+
+
 def test_model_toml_may_leave_outputs_out_and_order_them(export):
     toml = '[outputs]\nz = "float32[2]"\nx = "float32[2]"'
     engine = load(export(lambda x: {"x": x, "y": x + 1, "z": x + 2}, {"x": ((None, 2), "float32")}, toml))
