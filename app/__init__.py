@@ -2,7 +2,7 @@
 
 Every route is a Flask route.  A POST on a prediction route goes through a second door as well: WSGI middleware around
 `app.wsgi_app` that calls the very function the Flask view calls, without Flask's request machinery, which costs more
-than the whole way through queue, mule and cache.
+than the whole way to a mule and back.
 
 Runs in:  worker.
 """

@@ -17,6 +17,7 @@ import json
 import math
 import sys
 import threading
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,9 @@ Encode = Callable[[Tensors], bytes]
 _LARGE_BYTES = 4096
 _parser = simdjson.Parser()
 _parsing = threading.Lock()
-# all but brackets and commas
+# a parser keeps as much memory as its largest body took, some 13 times that: it is not kept for larger ones
+_KEPT_BYTES = 2 << 20
+# what is left of a body without these shows how its lists are nested
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{},"))
 
 
@@ -65,12 +68,13 @@ def decode(body: bytes, signature: Signature, max_rows: float = math.inf) -> tup
 
 def _decode_large(body: bytes, spec: TensorSpec, max_rows: float) -> tuple[Tensors, Encode] | None:
     """The same for many numbers, without an object for each; None where they need another look."""
-    if not spec.dtype.startswith("float"):
+    if not spec.dtype.startswith("float") or (-1 in spec.shape and spec.shape != (-1,)) or body.startswith(BOM_UTF8):
         return None
+    parser = _parser if len(body) <= _KEPT_BYTES else simdjson.Parser()
     document = value = None
     with _parsing:
         try:
-            document = _parser.parse(body)
+            document = parser.parse(body)
             if type(document) is not simdjson.Object or len(document) != 1:
                 return None
             (form,) = document.keys()
@@ -78,8 +82,10 @@ def _decode_large(body: bytes, spec: TensorSpec, max_rows: float) -> tuple[Tenso
             if type(value) is not simdjson.Array:
                 return None
             encode = _ENCODERS.get(form)
-            rows = 0 if encode is None else len(value)
-            if form != spec.name if encode is None else not 0 < rows <= max_rows:
+            rows = len(value) if encode else 0
+            if encode and not 0 < rows <= max_rows:
+                return None
+            if (not encode and form != spec.name) or (rows > 1 and spec.shape == (-1,)):
                 return None
             found = np.frombuffer(value.as_buffer(of_type="d"), np.float64)
         except (ValueError, TypeError, RuntimeError):
@@ -88,7 +94,7 @@ def _decode_large(body: bytes, spec: TensorSpec, max_rows: float) -> tuple[Tenso
             # the parser is used again only when nothing refers to what it has read
             document = value = None
     shape = (rows or 1, *spec.shape)
-    if rows <= 1 and spec.shape == (-1,):
+    if spec.shape == (-1,):
         shape = (1, len(found))
     if min(shape) < 1 or math.prod(shape) != len(found) or not _is_nested(body, spec, rows, len(shape)):
         return None

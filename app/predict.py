@@ -39,7 +39,7 @@ Answer = tuple[str, list[tuple[str, str]], bytes]
 
 _JSON = ("Content-Type", "application/json")
 
-# how long those who serve are taken to be the same, and what waits for them
+# how long a look at those who serve is good for, and one at what waits
 _LOOK_S = 0.01
 _COUNT_S = 0.001
 # what has been measured is a mean
@@ -100,10 +100,11 @@ class Predict:
         if rows > 1:
             self._refuse_late(rows, deadline, service)
         transport = self._transport
-        uuid = next(self._uuids).to_bytes(16)
+        name = next(self._uuids).to_bytes(16)
         offered = time.monotonic()
-        frame = encode_task(Task(uuid, request_id, offered, deadline, rows, inputs))
-        ticket = Ticket(uuid, rows or 1, transport.seat(), 0, self._quarantine.admit(frame))
+        frame = encode_task(Task(name, request_id, offered, deadline, rows, inputs))
+        # a seat without rows is empty
+        ticket = Ticket(name, rows or 1, transport.seat(), 0, self._quarantine.admit(frame))
         transport.offer(ticket, frame)
         try:
             reply = decode_reply(transport.await_reply(ticket, deadline))

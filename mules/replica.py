@@ -1,4 +1,4 @@
-"""The replica: one loaded model between the queue and the cache.
+"""The replica: one loaded model between the queue and the replies.
 
 A step: take what is queued, up to max_batch_rows; drop what is past its deadline; write down that it is predicted;
 predict; split; publish.  A step is one turn of the mule's loop, so that a test can drive it.

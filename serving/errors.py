@@ -125,7 +125,7 @@ class ReplicaCrashed(EngineError):
 
 
 class ReplyTooLarge(EngineError):
-    """The reply does not fit a block of the cache."""
+    """The reply is larger than max_reply_bytes."""
 
     code = "reply_too_large"
     title = "The reply is too large"

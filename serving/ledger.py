@@ -28,6 +28,11 @@ _ATTEMPTS = 0x3F
 DIGEST_BYTES = 24
 
 
+def stride(most_bytes: int) -> int:
+    """How far from each other places of so many bytes lie: whole pages."""
+    return -(-most_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
 class Ticket(NamedTuple):
     """Where a task's frame is, how often it has been predicted, and whether it must be predicted alone."""
 
@@ -69,7 +74,7 @@ class Seats:
         self._nobody = bytes(4 * seats)
         self._heads = mmap.mmap(-1, _HEAD.size * seats)
         # mapped, and used only where a frame has been
-        self._stride = -(-max_frame_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._stride = stride(max_frame_bytes)
         self._frames = mmap.mmap(-1, self._stride * seats)
         self._queued = mmap.mmap(-1, seats)
         self._claimed = mmap.mmap(-1, 16 * seats)
@@ -167,16 +172,18 @@ class Replies:
     def __init__(self, seats: int, replicas: int, max_reply_bytes: int) -> None:
         self._replicas = replicas
         self._uuids = mmap.mmap(-1, 16 * seats * replicas)
+        self._lengths = mmap.mmap(-1, 4 * seats * replicas)
         # mapped, and used only where a reply has been
-        self._stride = -(-(_LENGTH.size + max_reply_bytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._stride = stride(max_reply_bytes)
         self._data = mmap.mmap(-1, self._stride * seats * replicas)
 
     def put(self, ticket: Ticket, replica: int, reply: bytes) -> None:
         """Lay down what a replica answers."""
         place = ticket.seat * self._replicas + replica
         start = place * self._stride
-        self._data[start : start + _LENGTH.size + len(reply)] = _LENGTH.pack(len(reply)) + reply
-        # last: what is found with it is whole
+        self._lengths[4 * place : 4 * place + 4] = _LENGTH.pack(len(reply))
+        self._data[start : start + len(reply)] = reply
+        # last, and x86 lets others see it so: what is found with it is whole
         self._uuids[16 * place : 16 * (place + 1)] = ticket.uuid
 
     def find(self, ticket: Ticket) -> bytes | None:
@@ -185,9 +192,9 @@ class Replies:
         at = self._uuids[16 * first : 16 * (first + self._replicas)].find(ticket.uuid)
         if at % 16:
             return None
-        start = (first + at // 16) * self._stride + _LENGTH.size
-        (length,) = _LENGTH.unpack(self._data[start - _LENGTH.size : start])
-        return self._data[start : start + length]
+        place = first + at // 16
+        (length,) = _LENGTH.unpack(self._lengths[4 * place : 4 * place + 4])
+        return self._data[place * self._stride : place * self._stride + length]
 
 
 class Held:

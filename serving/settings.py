@@ -140,16 +140,17 @@ class Settings:
 
     @property
     def mapped_bytes(self) -> int:
-        """What the queue, the frames and the replies map, and use at the most."""
-        return self.queue * self.queue_blocksize + self._frames_bytes + self._replies_bytes
+        """What the queue, the frames, the replies and the cache map, and use at the most."""
+        cache = self.cache_items * (self.cache_blocksize + self.cache_keysize + 88)
+        return self.queue * self.queue_blocksize + self._frames_bytes + self._replies_bytes + cache
 
     @property
     def _frames_bytes(self) -> int:
-        return self.seats * self.max_frame_bytes
+        return self.seats * _in_pages(self.max_frame_bytes)
 
     @property
     def _replies_bytes(self) -> int:
-        return self.seats * self.mule_processes * self.max_reply_bytes
+        return self.seats * self.mule_processes * _in_pages(self.max_reply_bytes)
 
     @property
     def threads_per_replica(self) -> int:
@@ -232,6 +233,11 @@ class Settings:
         if self.nginx_files > files:
             reason = f"nginx may need two files for each, and `ulimit -Hn` allows {files} in all"
             raise _refusal("max_connections", self.max_connections, reason, files // 2)
+
+
+def _in_pages(size: int) -> int:
+    # as ledger.py maps each place
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 def read_ini(file: Path, environ: Mapping[str, str]) -> dict[str, dict[str, list[str]]]:

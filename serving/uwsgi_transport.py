@@ -99,10 +99,11 @@ class UwsgiTransport(Transport):
         try:
             seat: int = self._local.seat
         except AttributeError:
-            seat = self._local.seat = next(self._numbers)
-            self._local.epoll = select.epoll()
+            seat = next(self._numbers)
+            epoll = select.epoll()
             # each write is one event: nobody needs to read it
-            self._local.epoll.register(self._wakers[seat], select.EPOLLIN | select.EPOLLET)
+            epoll.register(self._wakers[seat], select.EPOLLIN | select.EPOLLET)
+            self._local.epoll, self._local.seat = epoll, seat
         return seat
 
     def await_reply(self, ticket: Ticket, deadline: float) -> bytes:

@@ -272,6 +272,13 @@ BODIES = st.one_of(
 )
 
 
+def test_a_byte_order_mark_is_refused_however_large_the_body_is():
+    for zeros in (2, 10_000):
+        taken = Signature((TensorSpec("x", "float32", (zeros,)),), ())
+        with pytest.raises(DecodeError, match="BOM"):
+            codec.decode(b"\xef\xbb\xbf" + json.dumps({"x": [0.5] * zeros}).encode(), taken)
+
+
 SIZES = st.integers(1, 3)
 SPECS = ["float32[2]", "float32[2,2]", "float64", "float64[1,1]", "float16[-1]", "int8[-1]", "bool", "string[2]"]
 

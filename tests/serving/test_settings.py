@@ -61,7 +61,7 @@ def test_numbers_that_follow_from_others(read):
     settings = read(threads=4, mules=2, replica_threads=3, queue=32, queue_blocksize=8192, max_reply_bytes=5000)
     assert (settings.prediction_workers, settings.seats, settings.threads_per_replica) == (2, 8, 3)
     assert settings.mule_processes == 3
-    assert settings.mapped_bytes == 32 * 8192 + 8 * settings.max_frame_bytes + 8 * 3 * 5000
+    assert settings.mapped_bytes == 32 * 8192 + 8 * settings.max_frame_bytes + 8 * 3 * 8192 + 1024 * (64 + 64 + 88)
     assert read(mules=1000, max_reply_bytes=4096).threads_per_replica == 1
     assert read(mules=1).threads_per_replica >= 1
 
