@@ -74,6 +74,10 @@ class Instance:
         for new, link in links.items():
             new.replace(link)
 
+    def drain(self) -> None:
+        """End each connection that nginx keeps, after the next answer on it."""
+        (self.path / "drain").touch()
+
     def connections(self) -> int:
         """Connections to its sockets, with those that wait in the backlog: all that it still has to answer."""
         paths = {os.fsencode(self.path / name) for name in SOCKETS}

@@ -287,6 +287,7 @@ class Supervisor:
     def _drain(self, old: Instance) -> None:
         """Wait until it has answered all that it was given: a stop resets what still waits in its backlog."""
         self._tell("the new uWSGI serves, the old one finishes")
+        old.drain()
         start = quiet_since = time.monotonic()
         # past its deadlines nobody waits for it
         longest_s = old.settings.deadline_ms / 1000 + QUIET_S

@@ -27,9 +27,9 @@ folder = ModelFolder.find(settings.model)
 transport = uwsgi_transport.UwsgiTransport(settings)
 quarantine = Quarantine(uwsgi_transport.Notes(), settings.quarantine_s)
 board = Board(settings.mules, settings.heartbeat_timeout_ms / 1000, settings.longest_predict_s)
-application = create_app(settings, transport, board, quarantine)
-# the supervisor writes there which reload it asks for
-reload_file = Path(os.environ["RUN_DIR"], "reload")
+# the supervisor writes there which reload it asks for, and makes the other when this uWSGI serves no more
+reload_file, drain_file = Path(os.environ["RUN_DIR"], "reload"), Path(os.environ["RUN_DIR"], "drain")
+application = create_app(settings, transport, board, quarantine, drain_file.exists)
 
 
 def start_process() -> None:

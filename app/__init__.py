@@ -22,10 +22,16 @@ from serving.transport import Transport
 View = Callable[[dict[str, Any]], Answer]
 
 
-def create_app(settings: Settings, transport: Transport, board: Board, quarantine: Quarantine) -> Flask:
-    """The Flask application of a worker."""
+def create_app(
+    settings: Settings,
+    transport: Transport,
+    board: Board,
+    quarantine: Quarantine,
+    drains: Callable[[], bool] = lambda: False,
+) -> Flask:
+    """The Flask application of a worker; drains: whether nginx's connections are to end, each after its answer."""
     app = Flask("muleteer", static_folder=None)
-    predictions: dict[str, View] = {"/predict": Predict(settings, transport, board, quarantine).answer}
+    predictions: dict[str, View] = {"/predict": Predict(settings, transport, board, quarantine, drains).answer}
     for path, answer in predictions.items():
         app.add_url_rule(path, f"POST {path}", _flask_view(answer), methods=["POST"])
     app.register_blueprint(health.blueprint(board))

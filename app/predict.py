@@ -10,7 +10,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from app import codec, problems
@@ -51,8 +51,17 @@ log = logging.getLogger("muleteer.predict")
 class Predict:
     """The one function behind both doors, the Flask view and the WSGI short cut."""
 
-    def __init__(self, settings: Settings, transport: Transport, board: Board, quarantine: Quarantine) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        transport: Transport,
+        board: Board,
+        quarantine: Quarantine,
+        drains: Callable[[], bool],
+    ) -> None:
         self._settings = settings
+        self._drains = drains
+        self._draining = False
         self._transport = transport
         self._board = board
         self._quarantine = quarantine
@@ -70,19 +79,23 @@ class Predict:
         start = time.monotonic()
         request_id = problems.request_id(environ)
         try:
-            return self._predict(environ, start, request_id)
+            answer = self._predict(environ, start, request_id)
         except ServingError as error:
-            return _refusal(error, request_id)
+            answer = _refusal(error, request_id)
         except Exception:
             log.exception("request=%s the handler failed", request_id)
-            return _refusal(ServingError("the server failed; the log has more under this request id"), request_id)
+            answer = _refusal(ServingError("the server failed; the log has more under this request id"), request_id)
+        if self._draining:
+            # nginx opens its next connection to the uWSGI that serves now
+            answer[1].append(("Connection", "close"))
+        return answer
 
     def _predict(self, environ: Mapping[str, Any], start: float, request_id: str) -> Answer:
         if start >= self._count_at:
             self._count(start)
         service = self._served
         deadline = start + self._deadline_s
-        passed_on = environ.get("PASSED_ON")
+        passed_on = environ.get("HTTP_X_PASSED_ON")
         if passed_on:
             # it may have waited in the socket's backlog since nginx passed it on, by the clock of the host
             deadline -= max(0.0, time.time() - float(passed_on))
@@ -140,6 +153,7 @@ class Predict:
             self._pid = os.getpid()
         if now >= self._look_at:
             self._served, self._look_at = self._board.service(), now + _LOOK_S
+            self._draining = self._drains()
         self._needs_s = self._wait_s(1, self._served)[0]
         self._count_at = now + _COUNT_S
 

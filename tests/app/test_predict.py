@@ -167,11 +167,11 @@ def test_the_timeout_header_lowers_the_deadline_and_never_raises_it(make_chain, 
 def test_the_deadline_counts_from_when_nginx_passed_the_request_on(make_chain):
     chain = make_chain(transport=Kept(), deadline_ms=5000).ready()
     check_problem(
-        chain.post(GOOD, environ={"PASSED_ON": f"{time.time() - 6:.3f}"}), 504, "deadline", "no thread was free"
+        chain.post(GOOD, environ={"HTTP_X_PASSED_ON": f"{time.time() - 6:.3f}"}), 504, "deadline", "no thread was free"
     )
     assert not chain.transport.tasks
     before = time.monotonic()
-    environ = {"PASSED_ON": f"{time.time() - 4.9:.3f}"}
+    environ = {"HTTP_X_PASSED_ON": f"{time.time() - 4.9:.3f}"}
     check_problem(chain.post(GOOD, environ=environ), 504, "deadline", "no reply came")
     (task,) = chain.transport.tasks
     assert task.deadline < before + 0.2
