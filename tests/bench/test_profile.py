@@ -37,8 +37,8 @@ def test_a_profile_tells_stages_switches_calls_and_flames(tmp_path):
         asleep, displaced = map(float, rows[f"{role}: switches, asleep and displaced"][0].split(", "))
         assert asleep > 0.1 and displaced >= 0
         assert float(rows[f"**{role}**"][0].strip("*")) > 1
-    # one request, one connection to a worker
-    assert abs(float(rows["connect"][0].split()[0]) - 1) < 0.1
+    # one request, one answer of a worker
+    assert abs(float(rows["writev"][0].split()[0]) - 1) < 0.1
     for role in ("worker", "mule"):
         flames = (tmp_path / f"profile-noop-{role}.svg").read_text()
         assert f"profile-noop-{role}.svg" in told
