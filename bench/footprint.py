@@ -48,6 +48,8 @@ REQUESTS = 100
 REST_S = 0.015
 # that it comes to rest at all
 MOST_RESTS = 40
+# of uWSGI's ipcsem
+LOCKS = {"semop", "semtimedop"}
 ALLOCATIONS = "allocations"
 # who is scheduled first decides whether one more is made
 UNSTEADY = {

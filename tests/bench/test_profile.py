@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from bench import cost, profile, syscalls
+from bench import cost, profile
 from bench.client import Client, Refused
 from bench.profile import Profile
 from bench.server import alive, wait_until
@@ -18,10 +18,8 @@ from .test_compare import run
 from .tiny_server import TinyServer, sized
 
 SHORT = ["--seconds", "0.3", "--clients", "1,3"]
-needs_strace = pytest.mark.skipif(not syscalls.allowed(), reason=syscalls.REFUSED)
 
 
-@needs_strace
 def test_a_profile_tells_stages_switches_calls_and_flames(tmp_path):
     done = run("bench.profile", "bench/models/noop", *SHORT, "--out", tmp_path)
     told = (tmp_path / "profile.md").read_text()
@@ -45,7 +43,6 @@ def test_a_profile_tells_stages_switches_calls_and_flames(tmp_path):
         assert re.search({"worker": "Predict", "mule": "step"}[role], flames)
 
 
-@needs_strace
 def test_ctrl_c_leaves_nothing(tmp_path):
     command = [sys.executable, "-m", "bench.profile", "bench/models/noop", "--out", tmp_path, "--seconds", "9"]
     with subprocess.Popen(

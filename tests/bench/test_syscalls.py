@@ -36,7 +36,6 @@ for line in sys.stdin:
         os.getppid()
     print(flush=True)
 """
-needs_strace = pytest.mark.skipif(not syscalls.allowed(), reason=syscalls.REFUSED)
 
 
 @pytest.fixture
@@ -68,7 +67,6 @@ def test_each_call_counts_when_it_began():
     ]
 
 
-@needs_strace
 def test_the_calls_of_a_process_are_counted(asks, tmp_path):
     with syscalls.traced([asks(1)], syscalls.COUNT, tmp_path / "count"):
         asks(7)
@@ -77,7 +75,6 @@ def test_the_calls_of_a_process_are_counted(asks, tmp_path):
     assert asks(3)
 
 
-@needs_strace
 def test_each_call_of_a_process_is_told(asks, tmp_path):
     with syscalls.traced([asks(1)], syscalls.EACH, tmp_path / "each"):
         pid = asks(5)
@@ -91,7 +88,6 @@ def test_the_threads_of_a_process_are_its_own():
     assert syscalls.threads([0]) == {}
 
 
-@needs_strace
 def test_a_process_that_is_gone_cannot_be_traced(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
