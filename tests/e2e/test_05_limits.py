@@ -239,6 +239,7 @@ def test_a_thousand_replies_that_come_too_late_are_in_nobody_s_way(start, tmp_pa
     assert told[504] > 1000, told
     assert [server.predict({"seconds": 0}).status for _ in range(20)] == [200] * 20
     assert "no free item" not in server.log and "FULL" not in server.log
+    assert "no free item" not in server.log and "FULL" not in server.log
 
 
 def test_a_free_replica_is_never_left_idle_for_a_deadline_that_is_short(start, tmp_path):
