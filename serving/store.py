@@ -291,7 +291,7 @@ class Board:
         posts = self.posts()
         return bool(posts) and all(record.hopeless for record in posts)
 
-    def service(self) -> "Service":
+    def service(self) -> Service:
         """What those who serve can do now."""
         now = time.monotonic()
         ready = self.ready(now)
