@@ -39,9 +39,8 @@ Answer = tuple[str, list[tuple[str, str]], bytes]
 
 _JSON = ("Content-Type", "application/json")
 
-# how long a look at those who serve is good for, and one at what waits
+# how long a look at those who serve, and at what waits, is good for
 _LOOK_S = 0.01
-_COUNT_S = 0.001
 # what has been measured is a mean
 MARGIN = 1.25
 
@@ -67,9 +66,9 @@ class Predict:
         self._quarantine = quarantine
         self._deadline_s = settings.deadline_ms / 1000
         self._served = board.service()
-        self._look_at = self._count_at = 0.0
-        # how long what waits takes, one more row and the margin included; 0.0 while a replica is free
-        self._needs_s = 0.0
+        self._look_at = 0.0
+        # a request with less time than this may come too late: longer than what waits takes, and a row at each seat
+        self._most_s = 0.0
         self._pid = 0
         # a random one for each process, and counted up from there: no other task has the same
         self._uuids = itertools.count()
@@ -91,8 +90,8 @@ class Predict:
         return answer
 
     def _predict(self, environ: Mapping[str, Any], start: float, request_id: str) -> Answer:
-        if start >= self._count_at:
-            self._count(start)
+        if start >= self._look_at:
+            self._look(start)
         service = self._served
         deadline = start + self._deadline_s
         passed_on = environ.get("HTTP_X_PASSED_ON")
@@ -104,13 +103,15 @@ class Predict:
         card = service.card
         if card is None or (not service.replicas and self._board.hopeless(deadline)):
             raise ModelLoading("no replica has loaded the model; /readyz shows how far they are, and why not")
-        if deadline - start <= self._needs_s:
+        short = deadline - start <= self._most_s
+        if short:
             if deadline <= start:
                 raise DeadlineExceeded("no thread was free before the deadline (deadline_ms, or X-Request-Timeout-Ms)")
             self._refuse_late(1, deadline, service)
         inputs, encode = codec.decode(self._body(environ), card.signature, self._settings.max_request_rows)
         rows = card.signature.rows(inputs)
-        if rows > 1:
+        if short or rows > 1:
+            # others have been admitted meanwhile
             self._refuse_late(rows, deadline, service)
         transport = self._transport
         name = next(self._uuids).to_bytes(16)
@@ -146,32 +147,25 @@ class Predict:
             body,
         )
 
-    def _count(self, now: float) -> None:
-        """Look at what waits, and now and then at who serves."""
+    def _look(self, now: float) -> None:
+        """Look at who serves, and at what waits."""
         if self._pid != os.getpid():
             self._uuids = itertools.count(uuid.uuid4().int >> 1)
             self._pid = os.getpid()
-        if now >= self._look_at:
-            self._served, self._look_at = self._board.service(), now + _LOOK_S
-            self._draining = self._drains()
-        self._needs_s = self._wait_s(1, self._served)[0]
-        self._count_at = now + _COUNT_S
-
-    def _wait_s(self, rows: int, service: Service) -> tuple[float, int]:
-        """How long it takes until so many more rows are done, margin included, and the rows that wait now.
-
-        0.0 where a replica is free: it is tried in any case, as only that tells when the model is faster again.
-        """
-        waiting = self._transport.waiting_rows() if self._settings.refuse_late else 0
-        if waiting < max(1, service.replicas):
-            return 0.0, waiting
-        return service.drain_s(waiting + rows) * MARGIN, waiting
+        self._served, self._look_at = self._board.service(), now + _LOOK_S
+        self._draining = self._drains()
+        if self._settings.refuse_late:
+            self._most_s = self._served.drain_s(self._transport.waiting_rows() + self._settings.seats) * MARGIN
 
     def _refuse_late(self, rows: int, deadline: float, service: Service) -> None:
-        """Raise Overloaded when what waits already takes longer than there is time."""
-        needs_s, waiting = self._wait_s(rows, service)
+        """Raise Overloaded when what waits already takes longer than there is time.
+
+        Where a replica is free it is tried in any case: only that tells when the model is faster again.
+        """
+        waiting = self._transport.waiting_rows() if self._settings.refuse_late else 0
+        needs_s = service.drain_s(waiting + rows) * MARGIN
         left_s = deadline - time.monotonic()
-        if needs_s and needs_s > left_s:
+        if waiting >= max(1, service.replicas) and needs_s > max(0.0, left_s):
             error = Overloaded(
                 f"what waits takes {needs_s / MARGIN * 1000:.0f} ms, or a quarter more, and the deadline leaves"
                 f" {left_s * 1000:.0f} ms (deadline_ms, or X-Request-Timeout-Ms); come back later, or add replicas"

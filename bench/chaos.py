@@ -16,6 +16,7 @@ import argparse
 import http.client
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -419,7 +420,8 @@ def eat_memory(stage: Stage) -> None:
     if cgroup:
         kills = oom_kills(Path(str(cgroup)))
         stage.notes.append(f"killed by the kernel's OOM killer: {kills} times, in a cgroup")
-        told = (stage.server.run_dir / "server.log").read_text().count("(SIGKILL), out of memory")
+        log = (stage.server.run_dir / "server.log").read_text()
+        told = len(re.findall(r"replica \d+ \(pid \d+\) .*, out of memory", log))
         if told < kills:
             stage.fail(f"the log tells of {told} of {kills} out-of-memory kills")
     else:

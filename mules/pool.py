@@ -15,6 +15,7 @@ import select
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -41,8 +42,12 @@ _OWN_SIGNALS = {
 }
 # how often a mule looks at the others
 LOOK_S = 0.5
+# a process that the kernel kills for want of memory gives all of it back before it is gone
+DYING_S = 2.0
 # a death in service sooner than this, without one answer, is a crash loop
 SOON_S = 60.0
+# as every container sees it, Linux 4.13 and later
+_VMSTAT = Path("/proc/vmstat")
 
 log = logging.getLogger("muleteer.pool")
 
@@ -71,6 +76,33 @@ UNKNOWN = Process("?", 0, None, 0)
 GONE = Process("X", 0, None, 0)
 
 
+class OomKills:
+    """The kernel's kills for want of memory, as far as none of the pool has told of them.
+
+    They are counted for the machine, when they begin.  Nobody says who was killed: it is told of the next who dies by
+    SIGKILL, and forgotten DYING_S later, for it was none of ours.
+    """
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._looks: deque[tuple[float, int]] = deque()
+        if board.oom_told < 0:
+            board.oom_told = oom_kills()
+
+    def look(self, now: float) -> None:
+        """Count them, and forget the old ones."""
+        while self._looks and self._looks[0][0] < now - DYING_S:
+            self._board.oom_told = max(self._board.oom_told, self._looks.popleft()[1])
+        self._looks.append((now, oom_kills()))
+
+    def tell(self) -> bool:
+        """Whether there is one; it is told herewith."""
+        if oom_kills() <= self._board.oom_told:
+            return False
+        self._board.oom_told += 1
+        return True
+
+
 class Pool:
     """One mule among the others."""
 
@@ -93,7 +125,7 @@ class Pool:
         self._pidfds: dict[int, int] = {}
         self._looked = 0.0
         self._killed: dict[int, str] = {}
-        self._oom_kills = oom_kills()
+        self._oom_kills = OomKills(board)
 
     def start(self, pid: int) -> None:
         """First thing in a fresh mule: bury the predecessor, unless somebody has, and take over the record."""
@@ -113,7 +145,7 @@ class Pool:
         if now - self._looked < LOOK_S:
             return
         self._looked = now
-        kills = oom_kills()
+        self._oom_kills.look(now)
         for id, record in enumerate(self._board.records, start=1):
             pid = record.pid
             if id != self._id and pid and (process := look(pid)).dead:
@@ -121,8 +153,6 @@ class Pool:
                     # perhaps another was faster, or its successor is there
                     if record.pid == pid:
                         self._bury(id, process)
-        # what the kernel has killed since this look began counts for the next death
-        self._oom_kills = kills
 
     def _guard(self) -> None:
         """All of a thread's life: look at the others, and kill those that are not well on two looks."""
@@ -245,7 +275,8 @@ class Pool:
         if record.pid in self._killed:
             how = f"was killed: it {self._killed.pop(record.pid)}"
         elif process.status is None:
-            how = "died"
+            # another process has reaped it, and its status with it
+            how = "died, out of memory" if self._oom_kills.tell() else "died"
         elif os.WIFEXITED(process.status):
             how = f"exited with status {os.WEXITSTATUS(process.status)}"
         else:
@@ -254,7 +285,7 @@ class Pool:
             # those between SIGRTMIN and SIGRTMAX have no name
             with suppress(ValueError):
                 how += f" ({signal.Signals(number).name})"
-            if number == signal.SIGKILL and oom_kills() > self._oom_kills:
+            if number == signal.SIGKILL and self._oom_kills.tell():
                 how += ", out of memory"
             elif number == signal.SIGKILL and self._hung(record):
                 how += f": it had predicted for longer than predict_timeout_s = {self._settings.longest_predict_s}"
@@ -359,26 +390,13 @@ def look(pid: int) -> Process:
 
 
 def oom_kills() -> int:
-    """A number that grows when the kernel kills a process for want of memory: in this cgroup, or on this machine."""
-    total = 0
-    for file in _oom_files():
-        with suppress(OSError, ValueError):
-            words = (line.split() for line in Path(file).read_text().splitlines())
-            total += sum(int(count) for name, count in words if name == "oom_kill")
-    return total
-
-
-def _oom_files() -> list[str]:
-    files = []
+    """How many processes of this machine the kernel has killed for want of memory; of a cgroup's memory, too."""
     with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if not controllers:
-                files.append(f"/sys/fs/cgroup{path}/memory.events")
-            elif "memory" in controllers.split(","):
-                files.append(f"/sys/fs/cgroup/memory{path}/memory.oom_control")
-    # the last one counts also what other cgroups lose
-    return [*files, "/proc/vmstat"]
+        for line in _VMSTAT.read_text().splitlines():
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
+    return 0
 
 
 def _pause_s(failures: int) -> float:

@@ -128,28 +128,25 @@ def test_whatever_a_process_calls_itself_it_is_read_right(spawn):
 @pytest.mark.parametrize(
     ("text", "count"),
     [
-        ("low 0\nhigh 0\nmax 31\noom 5\noom_kill 4\noom_group_kill 0\n", 4),
-        ("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n", 2),
         ("nr_free_pages 1\noom_kill 17\ndrop_pagecache 0\n", 17),
-        # a kernel that does not count them, and a file that makes no sense
-        ("oom_kill_disable 0\nunder_oom 0\n", 0),
-        ("oom_kill many\n", 0),
-        ("a line of many words\n", 0),
+        # a kernel that does not count them, and none that says anything
+        ("nr_free_pages 1\noom_kill_disable 2\n", 0),
         ("", 0),
+        (None, 0),
     ],
 )
 def test_kills_for_want_of_memory_are_read_as_kernels_count_them(tmp_path, monkeypatch, text, count):
-    (tmp_path / "events").write_text(text)
-    monkeypatch.setattr(pools, "_oom_files", lambda: [str(tmp_path / "absent"), str(tmp_path / "events")])
+    vmstat = tmp_path / "vmstat"
+    if text is not None:
+        vmstat.write_text(text)
+    monkeypatch.setattr(pools, "_VMSTAT", vmstat)
     assert oom_kills() == count
 
 
 def test_this_machine_counts_its_kills_for_want_of_memory():
-    assert "/proc/vmstat" in pools._oom_files()
-    texts = [Path(file).read_text() for file in pools._oom_files() if Path(file).exists()]
-    counts = [int(line.split()[1]) for text in texts for line in text.splitlines() if line.startswith("oom_kill ")]
+    (count,) = (int(n) for n in re.findall(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE))
     # another process may be killed meanwhile
-    assert oom_kills() >= sum(counts)
+    assert oom_kills() >= count
 
 
 def make_cgroup(name, limit_bytes):
@@ -351,17 +348,54 @@ def test_a_replica_that_was_killed_in_the_middle_of_a_long_predict_was_hung(grav
     )
 
 
-def test_a_replica_that_the_kernel_killed_for_its_memory_is_told_as_such(tmp_path, monkeypatch, spawn):
-    events = tmp_path / "memory.events"
-    events.write_text("oom 0\noom_kill 3\n")
-    monkeypatch.setattr(pools, "_oom_files", lambda: [str(events)])
+@pytest.fixture
+def kernel(tmp_path, monkeypatch):
+    """What the kernel says of its kills, as a function that changes it."""
+    vmstat = tmp_path / "vmstat"
+    monkeypatch.setattr(pools, "_VMSTAT", vmstat)
+
+    def count(kills):
+        vmstat.write_text(f"nr_free_pages 1\noom_kill {kills}\n")
+
+    count(3)
+    return count
+
+
+def test_a_replica_that_the_kernel_killed_for_its_memory_is_told_as_such(tmp_path, kernel, spawn):
     grave = Grave(tmp_path)
-    for count, told in ((4, ", out of memory"), (4, ""), (5, ", out of memory")):
+    # two died between two looks
+    for kills, told in ((4, True), (4, False), (6, True), (6, True), (6, False)):
         grave.serve(pid := spawn())
-        events.write_text(f"oom 0\noom_kill {count}\n")
+        kernel(kills)
         kill(pid)
         grave.watch()
-        assert grave.victim.last_death == f"was killed by signal 9 (SIGKILL){told}"
+        assert grave.victim.last_death == "was killed by signal 9 (SIGKILL)" + told * ", out of memory"
+
+
+def test_whom_the_kernel_kills_for_his_memory_takes_a_while_to_be_gone(tmp_path, kernel, spawn):
+    grave = Grave(tmp_path)
+    now = time.monotonic()
+    # of the second kill nobody here died
+    for kills, looks_s, told in ((4, (0, 0.5), True), (5, (1, 1.5, 4), False)):
+        grave.serve(pid := spawn())
+        kernel(kills)
+        for look_s in looks_s:
+            grave.pool._oom_kills.look(now + look_s)
+        kill(pid)
+        grave.watch()
+        assert grave.victim.last_death == "was killed by signal 9 (SIGKILL)" + told * ", out of memory"
+
+
+def test_who_is_new_knows_which_kills_have_been_told(tmp_path, kernel, spawn):
+    grave = Grave(tmp_path)
+    for kills, told in ((4, True), (4, False), (5, True)):
+        grave.serve(pid := spawn())
+        kernel(kills)
+        kill(pid)
+        # it has been reaped: nobody knows by which signal it died
+        grave.make_pool(1).start(os.getpid())
+        assert grave.victim.last_death == "died" + told * ", out of memory"
+        grave.victim.retire()
 
 
 @pytest.mark.parametrize(
