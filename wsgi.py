@@ -6,6 +6,7 @@ Runs in:  master, and all that is forked from it.  Nothing here may import an ML
 import ctypes
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from app import create_app
@@ -29,6 +30,9 @@ quarantine = Quarantine(uwsgi_transport.Notes(), settings.quarantine_s)
 board = Board(settings.mules, settings.heartbeat_timeout_ms / 1000, settings.longest_predict_s)
 # the supervisor writes there which reload it asks for, and makes the other when this uWSGI serves no more
 reload_file, drain_file = Path(os.environ["RUN_DIR"], "reload"), Path(os.environ["RUN_DIR"], "drain")
+# other servers on this machine begin somewhere else
+cpus = sorted(os.sched_getaffinity(0))
+first_cpu = os.urandom(1)[0]
 application = create_app(settings, transport, board, quarantine, drain_file.exists)
 
 
@@ -39,6 +43,10 @@ def start_process() -> None:
         # glibc gives every few threads a heap, which all fill up over hours; two do for threads that take turns
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
         transport.start_worker()
+        if settings.pin_workers:
+            # where it is forbidden, the server is slower
+            with suppress(OSError):
+                os.sched_setaffinity(0, {cpus[(first_cpu + uwsgi_transport.worker_id()) % len(cpus)]})
         return
     status = 1
     try:

@@ -60,7 +60,8 @@ class Predict:
     ) -> None:
         self._settings = settings
         self._drains = drains
-        self._draining = False
+        # whether nginx's connections end, each after its answer; or only one of them
+        self._draining = self._crowded = False
         self._transport = transport
         self._board = board
         self._quarantine = quarantine
@@ -84,9 +85,10 @@ class Predict:
         except Exception:
             log.exception("request=%s the handler failed", request_id)
             answer = _refusal(ServingError("the server failed; the log has more under this request id"), request_id)
-        if self._draining:
-            # nginx opens its next connection to the uWSGI that serves now
+        if self._draining or self._crowded:
+            # nginx opens its next one to the uWSGI that serves now, or to the worker that is free
             answer[1].append(("Connection", "close"))
+            self._crowded = False
         return answer
 
     def _predict(self, environ: Mapping[str, Any], start: float, request_id: str) -> Answer:
@@ -153,7 +155,7 @@ class Predict:
             self._uuids = itertools.count(uuid.uuid4().int >> 1)
             self._pid = os.getpid()
         self._served, self._look_at = self._board.service(), now + _LOOK_S
-        self._draining = self._drains()
+        self._draining, self._crowded = self._drains(), self._transport.crowded()
         if self._settings.refuse_late:
             self._most_s = self._served.drain_s(self._transport.waiting_rows() + self._settings.seats) * MARGIN
 

@@ -113,6 +113,10 @@ class Seats:
         """The rows of all tasks that somebody waits for."""
         return sum(self._rows)
 
+    def taken(self, seats: range) -> int:
+        """At how many of these seats somebody waits."""
+        return len(seats) - self._rows[seats.start : seats.stop].tolist().count(0)
+
     def empty(self) -> bool:
         return self._rows_memory[:] == self._nobody
 

@@ -80,6 +80,7 @@ class Settings:
     max_body_bytes: int = _serving(8 << 20, 1)
     max_frame_bytes: int = _serving(1 << 20, 1024)
     max_reply_bytes: int = _serving(256 << 10, 4096)
+    pin_workers: bool = _serving(True)
     refuse_late: bool = _serving(True)
     predict_timeout_s: int = _serving(0, 0)
     max_attempts: int = _serving(2, 1)

@@ -117,6 +117,10 @@ class Transport(ABC):
         """The rows of all tasks that somebody waits for, queued or held."""
         return self._seats.rows()
 
+    def crowded(self) -> bool:
+        """Whether far more requests wait in this process than in another of its kind."""
+        return False
+
     def leave_digest(self, ticket: Ticket, digest: Callable[[], bytes]) -> None:
         """The thread that offered a ticket leaves; where a replica is predicting it, the digest of its input stays."""
         for held in self._held:

@@ -40,6 +40,8 @@ from serving.transport import Transport
 _SEAT = struct.Struct("<I")
 # fills a slot that must not be empty; no seat is so short
 _NO_SEAT = b"\0"
+# so many more requests than another worker has are too many; or a quarter of all, where that is more
+_CROWD = 8
 # how often a thread that waits looks whether its client is still there
 _LOOK_S = 0.1
 _FLAGS = os.EFD_NONBLOCK | os.EFD_CLOEXEC
@@ -65,27 +67,28 @@ class UwsgiTransport(Transport):
         )
         _close_semaphores()
         self._slots = settings.queue
-        self._threads = settings.threads
+        threads = settings.threads
+        # of each worker; the last one, which answers health, has none
+        self._seats_of = [range(first, first + threads) for first in range(0, settings.seats, threads)]
         self._doorbell = os.eventfd(0, _FLAGS)
         self._wakers = [os.eventfd(0, _FLAGS) for _ in range(settings.seats)]
         self._local = threading.local()
         self._numbers = itertools.count()
         self._in_worker = False
+        self._own_seats = range(0)
         self._epoll: select.epoll | None = None
         self._pids = memoryview(mmap.mmap(-1, 8 * settings.processes)).cast("q")
 
     def start_worker(self) -> None:
         """In a fresh worker: its seats are its own, and nobody waits there."""
-        number = uwsgi.worker_id() - 1
+        number = worker_id() - 1
         self._pids[number] = os.getpid()
-        first = number * self._threads
-        self._numbers = itertools.count(first)
-        # the last worker, which answers health, has none
-        wakers = self._wakers[first : first + self._threads]
-        self.start_seats(range(first, first + len(wakers)))
-        for waker in wakers:
+        self._own_seats = self._seats_of[number] if number < len(self._seats_of) else range(0)
+        self._numbers = itertools.count(self._own_seats.start)
+        self.start_seats(self._own_seats)
+        for seat in self._own_seats:
             with suppress(BlockingIOError):
-                os.eventfd_read(waker)
+                os.eventfd_read(self._wakers[seat])
         self._in_worker = True
 
     def start_replica(self, id: int, alive: Callable[[], int] = lambda: 1) -> None:
@@ -125,6 +128,15 @@ class UwsgiTransport(Transport):
         finally:
             self._seats.leave(ticket.seat)
         raise DeadlineExceeded("no reply came before the deadline (deadline_ms, or X-Request-Timeout-Ms)")
+
+    def crowded(self) -> bool:
+        """Whether this worker holds too many of the connections that nginx keeps.
+
+        Any worker accepts a connection, and keeps it: one may come to have nearly all of them, and no worker can use
+        more than one processor.
+        """
+        taken = [self._seats.taken(seats) for seats in self._seats_of]
+        return self._seats.taken(self._own_seats) - min(taken) > max(_CROWD, sum(taken) // 4)
 
     def _client_is_gone(self) -> bool:
         """Whether nginx has closed the connection, as it does when its client went away."""
@@ -211,6 +223,11 @@ class Notes:
 def end_by(seconds: int) -> None:
     """Have the master kill this mule unless it is called again within so many seconds; 0: never mind."""
     uwsgi.set_user_harakiri(seconds)
+
+
+def worker_id() -> int:
+    """The number of this worker, from 1; 0 in any other process."""
+    return int(uwsgi.worker_id())
 
 
 def mule_id() -> int:

@@ -1,7 +1,8 @@
-"""The death of a worker: what it held is sent to another one, and no client notices."""
+"""Workers: where they run and what each takes on; what a dead one held is sent to another, and no client notices."""
 
 import os
 import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -32,6 +33,12 @@ def holders(server):
         with suppress(OSError):
             found += [pid for file in Path(f"/proc/{pid}/fd").iterdir() if str(file.readlink()) in mine]
     return found
+
+
+def shares(server):
+    """How many requests each worker holds."""
+    found = holders(server)
+    return [found.count(pid) for pid in server.prediction_workers()]
 
 
 def hold_several(server, pids):
@@ -124,3 +131,48 @@ def test_an_error_of_the_app_is_not_sent_again(serve, tmp_path):
     )
     assert server.predict({"seconds": 1}).json["code"] == "engine"
     assert calls.read_text() == "x"
+
+
+def test_each_worker_stays_on_a_processor_of_its_own_and_the_mules_where_they_like(serve):
+    everywhere = os.sched_getaffinity(0)
+    server = serve(WORKERS=3)
+    places = [os.sched_getaffinity(pid) for pid in server.prediction_workers()]
+    assert all(len(place) == 1 for place in places)
+    assert len(set.union(*places)) == min(2, len(everywhere))
+    for pid in server.prediction_workers():
+        # also those that began later
+        threads = [int(thread.name) for thread in Path(f"/proc/{pid}/task").iterdir()]
+        assert len(threads) >= 64 and {
+            os.sched_getaffinity(thread) == os.sched_getaffinity(pid) for thread in threads
+        } == {True}
+    assert all(os.sched_getaffinity(pid) == everywhere for pid in server.processes()["mule"])
+
+
+def test_workers_are_not_pinned_where_a_setting_says_so(serve):
+    server = serve(SERVING_PIN_WORKERS="false")
+    assert all(os.sched_getaffinity(pid) == os.sched_getaffinity(0) for pid in server.processes()["worker"])
+
+
+def test_a_worker_that_accepted_all_connections_leaves_some_to_the_other(serve):
+    server = serve(MULES=4, WORKERS=3)
+    stopped, told = threading.Event(), []
+
+    def ask_on():
+        while not stopped.is_set():
+            told.append(server.predict({"seconds": 0.02}).status)
+
+    lazy = server.prediction_workers()[1]
+    # for less time than it takes to be found stopped
+    os.kill(lazy, signal.SIGSTOP)
+    clients = [threading.Thread(target=ask_on) for _ in range(40)]
+    for client in clients:
+        client.start()
+    try:
+        wait_until(lambda: shares(server)[0] == 40, "one worker has all of them", 10)
+        os.kill(lazy, signal.SIGCONT)
+        wait_until(lambda: min(shares(server)) >= 10, "the other has its part", 20)
+    finally:
+        stopped.set()
+        for client in clients:
+            client.join()
+    assert lazy in server.prediction_workers() and set(told) == {200}
