@@ -47,6 +47,8 @@ def start_process() -> None:
             # where it is forbidden, the server is slower
             with suppress(OSError):
                 os.sched_setaffinity(0, {cpus[(first_cpu + uwsgi_transport.worker_id()) % len(cpus)]})
+                # a thread that wakes lets the others finish
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         return
     status = 1
     try:

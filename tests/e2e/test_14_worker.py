@@ -145,7 +145,9 @@ def test_each_worker_stays_on_a_processor_of_its_own_and_the_mules_where_they_li
         assert len(threads) >= 64 and {
             os.sched_getaffinity(thread) == os.sched_getaffinity(pid) for thread in threads
         } == {True}
-    assert all(os.sched_getaffinity(pid) == everywhere for pid in server.processes()["mule"])
+        assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
+    for pid in server.processes()["mule"]:
+        assert (os.sched_getaffinity(pid), os.sched_getscheduler(pid)) == (everywhere, os.SCHED_OTHER)
 
 
 def test_workers_are_not_pinned_where_a_setting_says_so(serve):
