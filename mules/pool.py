@@ -15,12 +15,12 @@ import select
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from mules.oom import OomKills
 from serving.errors import ReplicaCrashed
 from serving.ledger import Ticket
 from serving.quarantine import Quarantine, digest
@@ -42,12 +42,8 @@ _OWN_SIGNALS = {
 }
 # how often a mule looks at the others
 LOOK_S = 0.5
-# a process that the kernel kills for want of memory gives all of it back before it is gone
-DYING_S = 2.0
 # a death in service sooner than this, without one answer, is a crash loop
 SOON_S = 60.0
-# as every container sees it, Linux 4.13 and later
-_VMSTAT = Path("/proc/vmstat")
 
 log = logging.getLogger("muleteer.pool")
 
@@ -74,33 +70,6 @@ class Process(NamedTuple):
 
 UNKNOWN = Process("?", 0, None, 0)
 GONE = Process("X", 0, None, 0)
-
-
-class OomKills:
-    """The kernel's kills for want of memory, as far as none of the pool has told of them.
-
-    They are counted for the machine, when they begin.  Nobody says who was killed: it is told of the next who dies by
-    SIGKILL, and forgotten DYING_S later, for it was none of ours.
-    """
-
-    def __init__(self, board: Board) -> None:
-        self._board = board
-        self._looks: deque[tuple[float, int]] = deque()
-        if board.oom_told < 0:
-            board.oom_told = oom_kills()
-
-    def look(self, now: float) -> None:
-        """Count them, and forget the old ones."""
-        while self._looks and self._looks[0][0] < now - DYING_S:
-            self._board.oom_told = max(self._board.oom_told, self._looks.popleft()[1])
-        self._looks.append((now, oom_kills()))
-
-    def tell(self) -> bool:
-        """Whether there is one; it is told herewith."""
-        if oom_kills() <= self._board.oom_told:
-            return False
-        self._board.oom_told += 1
-        return True
 
 
 class Pool:
@@ -145,7 +114,6 @@ class Pool:
         if now - self._looked < LOOK_S:
             return
         self._looked = now
-        self._oom_kills.look(now)
         for id, record in enumerate(self._board.records, start=1):
             pid = record.pid
             if id != self._id and pid and (process := look(pid)).dead:
@@ -153,6 +121,8 @@ class Pool:
                     # perhaps another was faster, or its successor is there
                     if record.pid == pid:
                         self._bury(id, process)
+        # after the burials: what it forgets, they may have told
+        self._oom_kills.look(now)
 
     def _guard(self) -> None:
         """All of a thread's life: look at the others, and kill those that are not well on two looks."""
@@ -387,16 +357,6 @@ def look(pid: int) -> Process:
     state = fields[0]
     status = int(fields[49]) if state in "ZX" else None
     return Process(state, int(fields[1]), status, int(fields[21]) * os.sysconf("SC_PAGE_SIZE"))
-
-
-def oom_kills() -> int:
-    """How many processes of this machine the kernel has killed for want of memory; of a cgroup's memory, too."""
-    with suppress(OSError):
-        for line in _VMSTAT.read_text().splitlines():
-            name, _, count = line.partition(" ")
-            if name == "oom_kill":
-                return int(count)
-    return 0
 
 
 def _pause_s(failures: int) -> float:

@@ -244,10 +244,12 @@ class Service(NamedTuple):
 class Board:
     """The records of all replicas and of the spare.  Made before the fork, and so shared."""
 
+    oom_told = _number(0, "how many of the kernel's kills for want of memory are no news; -1 before they are counted")
+
     def __init__(self, replicas: int, heartbeat_timeout_s: float, predict_timeout_s: float) -> None:
         self._memory = memoryview(mmap.mmap(-1, (replicas + 1) * Record.BYTES))
-        self._oom_told = memoryview(mmap.mmap(-1, 8)).cast("q")
-        self._oom_told[0] = -1
+        self._integers = memoryview(mmap.mmap(-1, 8)).cast("q")
+        self.oom_told = -1
         self._timeouts_s = heartbeat_timeout_s, predict_timeout_s
         self.replicas = replicas
         self.records = [
@@ -258,15 +260,6 @@ class Board:
             record.post = 1
         self._card: ModelCard | None = None
         self._stamp = 0
-
-    @property
-    def oom_told(self) -> int:
-        """How many of the kernel's kills for want of memory are no news; -1 before anybody has counted them."""
-        return self._oom_told[0]
-
-    @oom_told.setter
-    def oom_told(self, count: int) -> None:
-        self._oom_told[0] = count
 
     def card(self) -> ModelCard | None:
         """The card written last, None before any replica has loaded its model."""

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from mules import oom
 from mules import pool as pools
-from mules.pool import GONE, Pool, Post, look, oom_kills
+from mules.oom import oom_kills
+from mules.pool import GONE, Pool, Post, look
 from serving.errors import ReplicaCrashed
 from serving.memory_transport import MemoryTransport
 from serving.quarantine import Quarantine, digest
@@ -139,14 +141,14 @@ def test_kills_for_want_of_memory_are_read_as_kernels_count_them(tmp_path, monke
     vmstat = tmp_path / "vmstat"
     if text is not None:
         vmstat.write_text(text)
-    monkeypatch.setattr(pools, "_VMSTAT", vmstat)
+    monkeypatch.setattr(oom, "_VMSTAT", vmstat)
     assert oom_kills() == count
 
 
 def test_this_machine_counts_its_kills_for_want_of_memory():
-    (count,) = (int(n) for n in re.findall(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE))
+    counts = re.findall(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
     # another process may be killed meanwhile
-    assert oom_kills() >= count
+    assert oom_kills() >= sum(int(count) for count in counts) >= 0
 
 
 def make_cgroup(name, limit_bytes):
@@ -352,7 +354,7 @@ def test_a_replica_that_was_killed_in_the_middle_of_a_long_predict_was_hung(grav
 def kernel(tmp_path, monkeypatch):
     """What the kernel says of its kills, as a function that changes it."""
     vmstat = tmp_path / "vmstat"
-    monkeypatch.setattr(pools, "_VMSTAT", vmstat)
+    monkeypatch.setattr(oom, "_VMSTAT", vmstat)
 
     def count(kills):
         vmstat.write_text(f"nr_free_pages 1\noom_kill {kills}\n")
@@ -361,7 +363,9 @@ def kernel(tmp_path, monkeypatch):
     return count
 
 
-def test_a_replica_that_the_kernel_killed_for_its_memory_is_told_as_such(tmp_path, kernel, spawn):
+def test_a_replica_that_the_kernel_killed_for_its_memory_is_told_as_such(tmp_path, monkeypatch, kernel, spawn):
+    # however slow this machine is
+    monkeypatch.setattr(oom, "DYING_S", PATIENCE_S)
     grave = Grave(tmp_path)
     # two died between two looks
     for kills, told in ((4, True), (4, False), (6, True), (6, True), (6, False)):
