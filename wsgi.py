@@ -6,7 +6,6 @@ Runs in:  master, and all that is forked from it.  Nothing here may import an ML
 import ctypes
 import logging
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from app import create_app
@@ -30,10 +29,19 @@ quarantine = Quarantine(uwsgi_transport.Notes(), settings.quarantine_s)
 board = Board(settings.mules, settings.heartbeat_timeout_ms / 1000, settings.longest_predict_s)
 # the supervisor writes there which reload it asks for, and makes the other when this uWSGI serves no more
 reload_file, drain_file = Path(os.environ["RUN_DIR"], "reload"), Path(os.environ["RUN_DIR"], "drain")
-# other servers on this machine begin somewhere else
-cpus = sorted(os.sched_getaffinity(0))
-first_cpu = os.urandom(1)[0]
+# by chance, others on this machine begin somewhere else
+first_processor = os.urandom(1)[0]
 application = create_app(settings, transport, board, quarantine, drain_file.exists)
+
+
+def pin(number: int) -> None:
+    """Keep a worker on one processor, where each of its threads that wakes lets the others finish."""
+    processors = sorted(os.sched_getaffinity(0))
+    try:
+        os.sched_setaffinity(0, {processors[(first_processor + number) % len(processors)]})
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    except OSError as error:
+        logging.getLogger("muleteer").warning("worker %d is not kept on one processor, and slower: %s", number, error)
 
 
 def start_process() -> None:
@@ -43,12 +51,10 @@ def start_process() -> None:
         # glibc gives every few threads a heap, which all fill up over hours; two do for threads that take turns
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
         transport.start_worker()
-        if settings.pin_workers:
-            # where it is forbidden, the server is slower
-            with suppress(OSError):
-                os.sched_setaffinity(0, {cpus[(first_cpu + uwsgi_transport.worker_id()) % len(cpus)]})
-                # a thread that wakes lets the others finish
-                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        number = uwsgi_transport.worker_id()
+        # not the one that answers health
+        if settings.pin_workers and number <= settings.prediction_workers:
+            pin(number)
         return
     status = 1
     try:

@@ -68,7 +68,7 @@ class Predict:
         self._deadline_s = settings.deadline_ms / 1000
         self._served = board.service()
         self._look_at = 0.0
-        # a request with less time than this may come too late: longer than what waits takes, and a row at each seat
+        # who has more time than this is not late, even if a row came to each seat since the last look
         self._most_s = 0.0
         self._pid = 0
         # a random one for each process, and counted up from there: no other task has the same
@@ -86,7 +86,7 @@ class Predict:
             log.exception("request=%s the handler failed", request_id)
             answer = _refusal(ServingError("the server failed; the log has more under this request id"), request_id)
         if self._draining or self._crowded:
-            # nginx opens its next one to the uWSGI that serves now, or to the worker that is free
+            # nginx opens its next connection to the uWSGI that serves now, or to whichever worker is free
             answer[1].append(("Connection", "close"))
             self._crowded = False
         return answer

@@ -40,7 +40,7 @@ from serving.transport import Transport
 _SEAT = struct.Struct("<I")
 # fills a slot that must not be empty; no seat is so short
 _NO_SEAT = b"\0"
-# so many more requests than another worker has are too many; or a quarter of all, where that is more
+# so many more requests than another worker has are too many; or half of the mean, where that is more
 _CROWD = 8
 # how often a thread that waits looks whether its client is still there
 _LOOK_S = 0.1
@@ -130,13 +130,13 @@ class UwsgiTransport(Transport):
         raise DeadlineExceeded("no reply came before the deadline (deadline_ms, or X-Request-Timeout-Ms)")
 
     def crowded(self) -> bool:
-        """Whether this worker holds too many of the connections that nginx keeps.
+        """Whether far more requests wait in this worker than in another.
 
-        Any worker accepts a connection, and keeps it: one may come to have nearly all of them, and no worker can use
-        more than one processor.
+        Any worker accepts a connection of nginx, and keeps it: one may come to have nearly all of them, and no worker
+        can use more than one processor.
         """
         taken = [self._seats.taken(seats) for seats in self._seats_of]
-        return self._seats.taken(self._own_seats) - min(taken) > max(_CROWD, sum(taken) // 4)
+        return self._seats.taken(self._own_seats) - min(taken) > max(_CROWD, sum(taken) // (2 * len(taken)))
 
     def _client_is_gone(self) -> bool:
         """Whether nginx has closed the connection, as it does when its client went away."""

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from app import predict
 from serving.errors import ReplicaCrashed
 from serving.ledger import Ticket
 from serving.memory_transport import MemoryTransport
@@ -231,6 +232,36 @@ def test_the_rows_of_a_request_count_themselves(make_chain):
     check_problem(chain.post(GOOD, X_Request_Timeout_Ms="1"), 503, "overloaded", "what waits takes 600 ms")
     check_problem(chain.post(GOOD, X_Request_Timeout_Ms="700"), 503, "overloaded", "or a quarter more")
     check_problem(chain.post(GOOD, X_Request_Timeout_Ms="800"), 504, "deadline")
+
+
+def test_those_who_came_since_the_last_look_count_where_a_deadline_is_near(make_chain, monkeypatch):
+    monkeypatch.setattr(predict, "_LOOK_S", 1000)
+    chain = make_chain(transport=Kept(), deadline_ms=1000).ready()
+    chain.board.records[0].row_s = 0.1
+    check_problem(chain.post(GOOD, X_Request_Timeout_Ms="1"), 504, "deadline")
+    wait(chain, 20)
+    check_problem(chain.post(GOOD), 503, "overloaded", "what waits takes 2100 ms")
+
+
+def test_nobody_counts_where_even_a_row_at_each_seat_is_in_time(make_chain, monkeypatch):
+    monkeypatch.setattr(predict, "_LOOK_S", 1000)
+    chain = make_chain().serve()
+    # a second for all 128 seats, and a quarter more
+    chain.board.records[0].row_s = 1 / 128
+    assert chain.post(GOOD).status_code == 200
+    chain.transport.waiting_rows = None
+    assert chain.post(GOOD, X_Request_Timeout_Ms="1300").status_code == 200
+    check_problem(chain.post(GOOD, X_Request_Timeout_Ms="1200"), 500, "internal")
+
+
+@pytest.mark.parametrize(("look_s", "ends"), [(0, [True, False, True, True]), (1000, [True, False, False, False])])
+@pytest.mark.parametrize("body", [GOOD, b"{"])
+def test_a_worker_with_too_many_requests_ends_one_connection_at_each_look(make_chain, monkeypatch, body, look_s, ends):
+    monkeypatch.setattr(predict, "_LOOK_S", look_s)
+    chain = make_chain().serve()
+    looks = iter([True, False, True, True])
+    monkeypatch.setattr(chain.transport, "crowded", lambda: next(looks))
+    assert [chain.post(body).headers.get("Connection") == "close" for _ in ends] == ends
 
 
 def test_where_nobody_waits_it_is_tried_in_any_case(make_chain):

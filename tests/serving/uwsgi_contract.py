@@ -221,6 +221,27 @@ def test_a_reply_of_a_replica_that_died_before_it_woke_anybody_is_found_at_the_d
     assert transport.await_reply(ticket, soon(BRIEFLY_S)) == b"reply"
 
 
+def test_a_worker_is_crowded_where_another_has_nearly_none(transport, monkeypatch):
+    def crowded(*taken):
+        """Whether the last one is; by worker, at how many seats somebody waits."""
+        each = SEATS // len(taken)
+        transport._seats_of = [range(first, first + each) for first in range(0, SEATS, each)]
+        transport._own_seats = transport._seats_of[-1]
+        for seats, count in zip(transport._seats_of, taken, strict=True):
+            for place, seat in enumerate(seats):
+                transport._seats._rows[seat] = place < count
+        return transport.crowded()
+
+    assert [crowded(24), crowded(12, 12), crowded(12, 0), crowded(3, 12), crowded(4, 12)] == [0, 0, 0, 1, 0]
+    # eight are few, whatever they are of all
+    assert not crowded(0, 8, 8)
+    monkeypatch.setattr(uwsgi_transport, "_CROWD", 0)
+    assert [crowded(0, 3, 3, 3, 3, 3, 3, 3), crowded(3, 3, 3, 3, 3, 3, 3, 3), crowded(8, 8, 0)] == [1, 0, 0]
+    # the worker that answers health
+    transport._own_seats = range(0)
+    assert not transport.crowded()
+
+
 def test_replicas_in_processes_of_their_own_answer_every_task_once():
     transport = uwsgi_server.transport
     uwsgi_server.echoing[0] = 1
