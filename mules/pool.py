@@ -67,6 +67,11 @@ class Process(NamedTuple):
         status = self.status
         return status is not None and (os.WIFEXITED(status) or os.WTERMSIG(status) in _OWN_SIGNALS)
 
+    @property
+    def killed(self) -> bool:
+        """Whether somebody else ended it, as far as is known."""
+        return self.status is not None and not self.fell
+
 
 UNKNOWN = Process("?", 0, None, 0)
 GONE = Process("X", 0, None, 0)
@@ -183,7 +188,8 @@ class Pool:
     def _bury(self, id: int, process: Process) -> None:
         """All that is to be done for a dead process, once.  Locked."""
         record = self._board.records[id - 1]
-        how = self._cause(record, process)
+        starved = self._starved(record, process)
+        how = self._cause(record, process, starved)
         by_itself = self._hung(record) or process.fell
 
         def verdict(ticket: Ticket, frame: bytes) -> bytes:
@@ -212,7 +218,9 @@ class Pool:
             len(recovery.guilty) + len(recovery.late),
         )
         record.last_death = how
-        self._vacate(record, how)
+        # somebody else killed it, with nothing to do: no crash
+        faultless = process.killed and not starved and not recovery.predicting
+        self._vacate(record, how, faultless)
 
     def _judge(self, ticket: Ticket, known: bytes, by_itself: bool) -> bool:
         """Refuse an input, by its digest, that killed its process alone; one that was not alone is a suspect.
@@ -226,10 +234,11 @@ class Pool:
             self._quarantine.suspect(known)
         return guilty
 
-    def _vacate(self, record: Record, how: str) -> None:
+    def _vacate(self, record: Record, how: str, faultless: bool) -> None:
+        useless = not record.tasks and time.monotonic() - record.ready_at < SOON_S
         if record.state in (State.STARTING, State.LOADING):
             self.count_failure(record, f"the process {how} while it loaded the model")
-        elif record.state is State.READY and not record.tasks and time.monotonic() - record.ready_at < SOON_S:
+        elif record.state is State.READY and useless and not faultless:
             record.crash(_pause_s(record.crashes + 1))
         elif record.state in (State.PAUSED, State.FAILED):
             record.pid = 0
@@ -240,13 +249,19 @@ class Pool:
         since = record.busy_since
         return bool(since and time.monotonic() - since >= self._settings.longest_predict_s)
 
-    def _cause(self, record: Record, process: Process) -> str:
+    def _starved(self, record: Record, process: Process) -> bool:
+        """Whether the kernel killed it for want of memory; where its status is gone it may have."""
+        # a status is the number of the signal that killed
+        killed = process.status in (None, signal.SIGKILL) and record.pid not in self._killed
+        return killed and self._oom_kills.tell()
+
+    def _cause(self, record: Record, process: Process, starved: bool) -> str:
         memory = f"at {record.rss >> 20} MiB" if record.rss else ""
         if record.pid in self._killed:
             how = f"was killed: it {self._killed.pop(record.pid)}"
         elif process.status is None:
             # another process has reaped it, and its status with it
-            how = "died, out of memory" if self._oom_kills.tell() else "died"
+            how = "died, out of memory" if starved else "died"
         elif os.WIFEXITED(process.status):
             how = f"exited with status {os.WEXITSTATUS(process.status)}"
         else:
@@ -255,7 +270,7 @@ class Pool:
             # those between SIGRTMIN and SIGRTMAX have no name
             with suppress(ValueError):
                 how += f" ({signal.Signals(number).name})"
-            if number == signal.SIGKILL and self._oom_kills.tell():
+            if starved:
                 how += ", out of memory"
             elif number == signal.SIGKILL and self._hung(record):
                 how += f": it had predicted for longer than predict_timeout_s = {self._settings.longest_predict_s}"

@@ -438,7 +438,7 @@ def test_a_replica_that_was_of_use_leaves_its_post_to_the_spare(grave, spawn):
 def test_a_replica_that_had_nothing_to_do_for_long_was_of_use(grave, spawn):
     grave.serve(pid := spawn())
     grave.victim.ready_at -= pools.SOON_S + 1
-    kill(pid)
+    kill(pid, signal.SIGABRT)
     grave.watch()
     assert (grave.victim.state, grave.victim.post, grave.victim.crashes) == (State.GONE, 0, 0)
 
@@ -446,7 +446,7 @@ def test_a_replica_that_had_nothing_to_do_for_long_was_of_use(grave, spawn):
 def test_replicas_that_die_before_any_answer_pause_longer_and_longer(grave, spawn):
     for crashes, pause_s in enumerate((1, 2, 4, 8, 16, 32, 60, 60), start=1):
         grave.serve(pid := spawn())
-        kill(pid)
+        kill(pid, signal.SIGABRT)
         before = time.monotonic()
         grave.watch()
         assert (grave.victim.state, grave.victim.post, grave.victim.crashes) == (State.PAUSED, 1, crashes)
@@ -454,6 +454,28 @@ def test_replicas_that_die_before_any_answer_pause_longer_and_longer(grave, spaw
     grave.serve(pid := spawn())
     grave.victim.work(1)
     assert grave.victim.crashes == 0
+
+
+@pytest.mark.parametrize("fault", ["busy", "starved", "reaped"])
+def test_whom_another_kills_while_it_has_nothing_to_do_is_no_crash(kernel, grave, spawn, fault):
+    def bury(fault):
+        grave.serve(pid := spawn())
+        if fault == "busy":
+            grave.bench.offer([1])
+            grave.transport.begin(grave.take())
+        elif fault == "starved":
+            kernel(4)
+        kill(pid)
+        if fault == "reaped":
+            os.waitpid(pid, 0)
+        grave.watch()
+        return grave.victim.state, grave.victim.post, grave.victim.crashes
+
+    # as often as somebody likes
+    for _ in range(3):
+        assert bury("") == (State.GONE, 0, 0)
+        grave.victim.post = 1
+    assert bury(fault) == (State.PAUSED, 1, 1)
 
 
 # ---- judgements
