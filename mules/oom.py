@@ -47,7 +47,7 @@ class OomKills:
 
 def oom_kills() -> int:
     """How many processes of this machine the kernel has killed for want of memory; of a cgroup's memory, too."""
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         for line in _VMSTAT.read_text().splitlines():
             name, _, count = line.partition(" ")
             if name == "oom_kill":
