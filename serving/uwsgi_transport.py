@@ -74,7 +74,7 @@ class UwsgiTransport(Transport):
         self._wakers = [os.eventfd(0, _FLAGS) for _ in range(settings.seats)]
         self._local = threading.local()
         self._numbers = itertools.count()
-        self._in_worker = False
+        # of a worker that predicts
         self._own_seats = range(0)
         self._epoll: select.epoll | None = None
         self._pids = memoryview(mmap.mmap(-1, 8 * settings.processes)).cast("q")
@@ -89,7 +89,6 @@ class UwsgiTransport(Transport):
         for seat in self._own_seats:
             with suppress(BlockingIOError):
                 os.eventfd_read(self._wakers[seat])
-        self._in_worker = True
 
     def start_replica(self, id: int, alive: Callable[[], int] = lambda: 1) -> None:
         """In a mule that is a replica now: watch the doorbell."""
@@ -140,7 +139,7 @@ class UwsgiTransport(Transport):
 
     def _client_is_gone(self) -> bool:
         """Whether nginx has closed the connection, as it does when its client went away."""
-        client = uwsgi.connection_fd() if self._in_worker else -1
+        client = uwsgi.connection_fd() if self._own_seats else -1
         if client < 0:
             return False
         poll = select.poll()
