@@ -32,6 +32,7 @@ Raises:   FrameTooLarge, ReplyTooLarge, DeadlineExceeded, ClientGone.
 """
 
 import mmap
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,9 @@ from typing import NamedTuple
 
 from serving.errors import FrameTooLarge, ReplyTooLarge
 from serving.ledger import Again, Held, Replies, Seats, Taken, Ticket
+
+# how often a replica lets others run before it takes
+_YIELDS = 3
 
 
 class Recovery(NamedTuple):
@@ -136,6 +140,8 @@ class Transport(ABC):
         self._alive = alive
         self._id = id
         self._asleep[id - 1] = 0
+        # whether several tasks came with the last take
+        self._together = False
 
     def take(self, wait_s: float, max_rows: int) -> list[Taken]:
         """The oldest tasks, each given to one replica: those that wait now, until max_rows; [] when none came in time.
@@ -144,6 +150,10 @@ class Transport(ABC):
         """
         if wait_s > 0 and not self._tempting() and not self._nap(wait_s):
             return []
+        if self._together:
+            # so others are on their way: let them come too, as one batch costs less than two; nobody sleeps for it
+            for _ in range(_YIELDS):
+                os.sched_yield()
         held: list[tuple[int, Ticket]] = []
         self._lock()
         try:
@@ -162,6 +172,7 @@ class Transport(ABC):
             left = self._tempting()
         finally:
             self._unlock()
+        self._together = len(held) > 1
         if left:
             self._rouse()
         return self._with_frames(held)

@@ -7,6 +7,7 @@ Shapes:   a frame starts with its task's uuid.
 Units:    seconds.
 """
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import pytest
 
 from serving.errors import DeadlineExceeded, FrameTooLarge, ReplyTooLarge
 from serving.ledger import Ticket
+from serving.transport import _YIELDS
 
 SEATS, REPLICAS = 24, 4
 # tasks at once, where many are needed
@@ -171,6 +173,36 @@ class TransportContract:
             rings.clear()
             offer(transport, 3)
             assert not rings
+
+    def test_only_a_taker_of_several_tasks_lets_others_run_before_it_takes_again(self, transport):
+        yields = []
+
+        def offered(*tasks):
+            """How often the taker yields for them."""
+            for task in tasks:
+                offer(transport, task)
+            yields.clear()
+            taken = take(transport)
+            assert numbers(taken) == [*tasks]
+            finish(transport, taken)
+            return len(yields)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "sched_yield", lambda: yields.append(1))
+            assert offered(1) == 0
+            assert offered(2, 3) == 0
+            assert offered(4) == _YIELDS
+            assert offered(5) == 0
+
+    def test_what_comes_while_a_taker_lets_others_run_comes_with_it(self, transport):
+        offer(transport, 1)
+        offer(transport, 2)
+        finish(transport, take(transport))
+        offer(transport, 3)
+        with pytest.MonkeyPatch.context() as patch:
+            late = [4]
+            patch.setattr(os, "sched_yield", lambda: late and offer(transport, late.pop()))
+            assert numbers(take(transport)) == [3, 4]
 
     def test_each_task_goes_to_one_taker(self, transport):
         # three that offer, each with seats of its own
