@@ -7,6 +7,8 @@ Runs in:  mule.
 Units:    seconds.
 """
 
+import math
+
 # what a predict still counts after the next one
 _FADE = 0.95
 # below this variance of the rows there is no slope to see
@@ -20,6 +22,11 @@ class Pace:
         self.overhead_s = 0.0
         self.row_s = 0.0
         self._weight = self._rows = self._time = self._rows_rows = self._rows_time = 0.0
+
+    @property
+    def shared_rows(self) -> float:
+        """From so many rows on, a second predict of half of them at the same time saves more than it costs."""
+        return 2 * self.overhead_s / self.row_s if self.row_s else math.inf
 
     def measure(self, rows: int, took_s: float) -> None:
         """One predict took so long."""

@@ -97,7 +97,7 @@ class Replica:
         return len(taken)
 
     def _take(self, wait_s: float) -> list[Taken]:
-        taken = self._transport.take(wait_s, self._max_batch_rows)
+        taken = self._transport.take(wait_s, self._max_batch_rows, self._pace.shared_rows)
         if taken and self._batch_wait_s and not any(one.ticket.alone for one in taken):
             until = time.monotonic() + self._batch_wait_s
             while (room := self._max_batch_rows - sum(one.ticket.rows for one in taken)) > 0 and (

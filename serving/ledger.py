@@ -126,7 +126,7 @@ class Seats:
         """Whether the thread that sat down has to push its seat: not where it is queued since an earlier task."""
         if self._queued[seat]:
             # whoever takes it off right now looks at the seat after that: one of both sees the other
-            self._fence()
+            self.fence()
             if self._queued[seat]:
                 return False
         self._queued[seat] = 1
@@ -135,7 +135,7 @@ class Seats:
     def dequeue(self, seat: int) -> Ticket | None:
         """The seat is off the queue.  Returns the task that waits there, unless it was claimed before.  Locked."""
         self._queued[seat] = 0
-        self._fence()
+        self.fence()
         return self.offered(seat)
 
     def offered(self, seat: int) -> Ticket | None:
@@ -157,9 +157,9 @@ class Seats:
         for seat, queued in enumerate(self._queued[:]):
             if queued != (seat in seats):
                 self._queued[seat] = seat in seats
-        self._fence()
+        self.fence()
 
-    def _fence(self) -> None:
+    def fence(self) -> None:
         """What was written before is seen by all before anything is read after."""
         # by the locked instruction that a mutex takes on x86; on a processor with weaker order it is likely, not sure
         with self._mutex:

@@ -65,8 +65,8 @@ class MemoryTransport(Transport):
     def _queue_of_seats(self) -> list[int]:
         return list(self._queue)
 
-    def _queued(self) -> bool:
-        return bool(self._queue)
+    def _depth(self) -> int:
+        return len(self._queue)
 
     def _ring(self) -> None:
         self._rung.release()

@@ -31,6 +31,7 @@ Units:    seconds; deadlines are absolute, time.monotonic().
 Raises:   FrameTooLarge, ReplyTooLarge, DeadlineExceeded, ClientGone.
 """
 
+import math
 import mmap
 import os
 from abc import ABC, abstractmethod
@@ -77,6 +78,8 @@ class Transport(ABC):
         self._again = Again(seats)
         # 1 for each replica that sleeps, or is about to
         self._asleep = mmap.mmap(-1, replicas)
+        # whether several tasks came with this replica's last take
+        self._together = False
         self._id = 1
         self._own = self._held[0]
         self._alive: Callable[[], int] = lambda: 1
@@ -140,13 +143,12 @@ class Transport(ABC):
         self._alive = alive
         self._id = id
         self._asleep[id - 1] = 0
-        # whether several tasks came with the last take
-        self._together = False
 
-    def take(self, wait_s: float, max_rows: int) -> list[Taken]:
+    def take(self, wait_s: float, max_rows: int, shared_rows: float = math.inf) -> list[Taken]:
         """The oldest tasks, each given to one replica: those that wait now, until max_rows; [] when none came in time.
 
-        One that must be predicted alone comes alone.
+        One that must be predicted alone comes alone.  Where so many as shared_rows wait, and other replicas sleep, each
+        has its share.
         """
         if wait_s > 0 and not self._tempting() and not self._nap(wait_s):
             return []
@@ -157,6 +159,9 @@ class Transport(ABC):
         held: list[tuple[int, Ticket]] = []
         self._lock()
         try:
+            depth = self._depth()
+            if depth and depth >= shared_rows and (others := self._asleep[:].count(1)):
+                max_rows = min(max_rows, math.ceil(depth / (1 + others)))
             rows = 0 if self._again.empty() else self._take_again(held, max_rows)
             while rows < max_rows and (seat := self._pull()) is not None:
                 ticket = self._seats.dequeue(seat)
@@ -181,6 +186,7 @@ class Transport(ABC):
         """Sleep until somebody rings; False when it rang for another."""
         self._asleep[self._id - 1] = 1
         try:
+            self._seats.fence()
             # whoever has pushed before it could see that this one sleeps
             return self._tempting() or self._sleep(wait_s)
         finally:
@@ -235,7 +241,7 @@ class Transport(ABC):
     def _tempting(self) -> bool:
         """Whether there may be something to take."""
         again = self._again
-        if self._queued():
+        if self._depth():
             return True
         if again.empty():
             return False
@@ -379,8 +385,8 @@ class Transport(ABC):
         """All seats on the queue, which stay there.  Locked."""
 
     @abstractmethod
-    def _queued(self) -> bool:
-        """Whether the queue seems to hold something."""
+    def _depth(self) -> int:
+        """How many seats seem to be on the queue."""
 
     @abstractmethod
     def _ring(self) -> None:

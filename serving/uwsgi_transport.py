@@ -180,8 +180,8 @@ class UwsgiTransport(Transport):
         items = [uwsgi.queue_get((first + place) % self._slots) for place in range(count)]
         return [int(_SEAT.unpack(item)[0]) for item in items if item is not None and len(item) == _SEAT.size]
 
-    def _queued(self) -> bool:
-        return bool(self._end() != uwsgi.queue_pull_slot())
+    def _depth(self) -> int:
+        return (self._end() - int(uwsgi.queue_pull_slot())) % self._slots
 
     def _end(self) -> int:
         """The slot behind the newest seat."""

@@ -40,7 +40,7 @@ class Signalled(MemoryTransport):
         self._numbers = numbers
         self._left = after
 
-    def take(self, wait_s, max_rows):
+    def take(self, wait_s, max_rows, shared_rows):
         taken = super().take(wait_s, max_rows)
         if taken:
             self._left -= 1
@@ -298,7 +298,7 @@ class Watching(Signalled):
 
     worn = ()
 
-    def take(self, wait_s, max_rows):
+    def take(self, wait_s, max_rows, shared_rows):
         self.worn = [*self.worn, self.record.worn]
         return super().take(wait_s, max_rows)
 

@@ -1,5 +1,7 @@
 """The pace: what was a line comes out as that line, whatever was measured."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,3 +57,16 @@ def test_what_was_long_ago_is_forgotten():
         pace.measure(rows, 0.1 + rows * 0.01)
     assert pace.row_s == pytest.approx(0.01, rel=0.01)
     assert pace.overhead_s == pytest.approx(0.1, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("overhead_s", "row_s", "rows"), [(0.0013, 0.0007, 26 / 7), (0.0004, 0.00001, 80), (0, 0.001, 0)]
+)
+def test_a_second_predict_of_half_the_rows_pays_where_they_take_longer_than_it_costs(overhead_s, row_s, rows):
+    pace = Pace()
+    assert pace.shared_rows == math.inf
+    for count in (1, 32, 1, 32):
+        pace.measure(count, overhead_s + count * row_s)
+    assert pace.shared_rows == pytest.approx(rows, abs=1e-6)
+    # half of them less, and the call once more
+    assert rows / 2 * row_s == pytest.approx(overhead_s)

@@ -1,5 +1,6 @@
 """The replica, step by step over MemoryTransport, and what it does with a folder."""
 
+import math
 import sys
 import time
 from dataclasses import replace
@@ -172,7 +173,7 @@ def test_a_batch_waits_to_be_filled_when_it_is_told_to(clock, batch_wait_ms, max
     class Trickle(MemoryTransport):
         """A task comes after each that was taken; with the third the wait is over."""
 
-        def take(self, wait_s, max_rows):
+        def take(self, wait_s, max_rows, shared_rows=math.inf):
             taken = super().take(wait_s, max_rows)
             clock.ahead_s += 60
             bench.offer([clock.ahead_s / 60 + 1], left_s=1000)

@@ -161,9 +161,9 @@ class Shared(MemoryTransport):
         self.look("queue")
         return super()._queue_of_seats()
 
-    def _queued(self):
+    def _depth(self):
         self.look("queue")
-        return super()._queued()
+        return super()._depth()
 
     def left_reply(self, ticket, replica, reply):
         if self.turns is None:

@@ -174,6 +174,33 @@ class TransportContract:
             offer(transport, 3)
             assert not rings
 
+    def test_much_that_waits_is_shared_with_those_who_sleep(self, transport):
+        for number in range(9):
+            offer(transport, number)
+        transport._asleep[2] = 1
+        # so much that each takes a third of it
+        transport._asleep[3] = 1
+        taken = transport.take(0, ALL, 9)
+        assert numbers(taken) == [0, 1, 2]
+        finish(transport, taken)
+        # not so much, and it is for one
+        taken = transport.take(0, ALL, 9)
+        assert numbers(taken) == [3, 4, 5, 6, 7, 8]
+        finish(transport, taken)
+        # nothing is left behind where the last one is shared
+        offer(transport, 9)
+        taken = transport.take(0, ALL, 0)
+        assert numbers(taken) == [9]
+        finish(transport, taken)
+        assert transport.take(0, ALL, 0) == []
+        # nobody else is free
+        transport._asleep[2] = transport._asleep[3] = 0
+        for number in range(10, 19):
+            offer(transport, number)
+        taken = transport.take(0, ALL, 1)
+        assert numbers(taken) == [*range(10, 19)]
+        finish(transport, taken)
+
     def test_only_a_taker_of_several_tasks_lets_others_run_before_it_takes_again(self, transport):
         yields = []
 

@@ -113,7 +113,7 @@ def test_a_hole_in_the_queue_is_closed_and_what_comes_after_it_is_taken(transpor
         taken = take(transport)
         assert numbers(taken) == tasks
         finish(transport, taken)
-        assert not transport._queued()
+        assert not transport._depth()
 
 
 def half_push(content, depth):
@@ -157,7 +157,7 @@ def test_what_the_killed_leave_in_the_queue_is_never_taken(transport):
                 taken = take(transport)
                 assert numbers(taken) == [number for number, _ in tasks]
                 finish(transport, taken)
-                assert take(transport) == [] and not transport._queued()
+                assert take(transport) == [] and not transport._depth()
     finish(transport, [held])
 
 
@@ -196,7 +196,7 @@ def test_a_worker_killed_between_moving_the_cursor_and_taking_it_round_breaks_no
         taken = take(transport)
         assert [one.ticket for one in taken] == tasks
         finish(transport, taken)
-        assert take(transport) == [] and not transport._queued() and uwsgi.queue_slot() == 2
+        assert take(transport) == [] and not transport._depth() and uwsgi.queue_slot() == 2
 
 
 def test_what_was_pushed_behind_the_last_slot_is_offered_again_when_the_next_worker_starts(transport):
