@@ -115,6 +115,9 @@ class Predict:
         if short or rows > 1:
             # others have been admitted meanwhile
             self._refuse_late(rows, deadline, service)
+        if rows > 1:
+            # more than a row at each seat: who comes next looks anew
+            self._look_at = 0.0
         transport = self._transport
         name = next(self._uuids).to_bytes(16)
         offered = time.monotonic()

@@ -49,7 +49,7 @@ REST_S = 0.015
 # that it comes to rest at all
 MOST_RESTS = 40
 # of uWSGI's ipcsem
-LOCKS = {"semop", "semtimedop"}
+LOCKS, LOCK_CALLS = "locks", {"semop", "semtimedop"}
 ALLOCATIONS = "allocations"
 # who is scheduled first decides whether one more is made
 UNSTEADY = {
@@ -90,12 +90,23 @@ def system() -> str:
 
 def grown(kept: Mapping[str, Mapping[str, int]], found: Mapping[str, Mapping[str, int]]) -> list[str]:
     """What a request costs more than it did, each from what to what."""
+    kept, found = _joined(kept), _joined(found)
     return [
         f"{role}: {name} from {before} to {count}"
         for role, counts in found.items()
         for name, count in sorted(counts.items())
         if count > (before := kept.get(role, {}).get(name, 0)) + _tolerance(role, name, before)
     ]
+
+
+def _joined(counts: Mapping[str, Mapping[str, int]]) -> Footprint:
+    """Either call is a lock: which one, the C library decides."""
+    found = {}
+    for role, by_name in counts.items():
+        found[role] = {name: count for name, count in by_name.items() if name not in LOCK_CALLS}
+        if locks := sum(by_name.get(name, 0) for name in LOCK_CALLS):
+            found[role][LOCKS] = locks
+    return found
 
 
 def _tolerance(role: str, name: str, before: int) -> float:

@@ -8,7 +8,7 @@ clients  the workload noop with two mules, from one client to many more than the
          asks again when Retry-After says so
 batches  the workload digits with two mules: how many rows its batches had
 bodies   the workload image with bodies of many sizes, for ours and some peers; one client, for the cost of one request,
-         and 16.  max_frame_bytes and max_body_bytes are raised for it, so that the largest fit
+         and 16.  max_frame_bytes is raised for it, so that the largest fit
 
 Writes growth.json, a section of compare.md, and plots.  The exit status is 1 where ours gave a wrong answer, and 130
 after Ctrl-C, when what was measured is written.

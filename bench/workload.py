@@ -100,14 +100,13 @@ WORKLOADS = {
             2,
             batches=True,
         ),
-        # the same as raw bytes has its place beside this one
         Workload(
             "image",
             "image, JSON",
             "224 x 224 x 3 numbers in 1 MB of JSON, and their means, 2 processes",
             MODELS / "image",
             2,
-            batches=False,
+            batches=True,
         ),
     )
 }

@@ -113,6 +113,17 @@ def test_an_answer_without_length_ends_with_its_connection(load):
     assert near(counts.reopened, done["right"])
 
 
+def test_what_never_comes_is_stuck(load):
+    pieces = [b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", 3600.0]
+    counts, _ = load(lambda body, number: (pieces, "stuck"), items())
+    assert counts.stuck == CLIENTS and counts.right == counts.wrong == counts.cut == 0
+
+
+def test_a_wrong_answer_that_comes_after_the_end_is_seen(load):
+    counts, done = load(lambda body, number: ([0.5, sized(b"no")], "wrong"), items())
+    assert counts.wrong == done["wrong"] == CLIENTS
+
+
 def test_nobody_there_is_a_failure(tmp_path):
     server = TinyServer(None)
     server.close()

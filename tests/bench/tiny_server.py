@@ -7,7 +7,10 @@ from contextlib import suppress
 
 
 class TinyServer:
-    """answer(body, number) gives the pieces of an answer, None to close the connection, and what to count it as."""
+    """answer(body, number) gives the pieces of an answer, and what to count it as.
+
+    A piece is bytes, a pause in seconds, or None to close the connection.
+    """
 
     def __init__(self, answer):
         self.counts = Counter()
@@ -15,6 +18,7 @@ class TinyServer:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port = self._listener.getsockname()[1]
         self._lock = threading.Lock()
+        self._closed = threading.Event()
         self._connections = []
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -43,9 +47,13 @@ class TinyServer:
                 for piece in pieces:
                     if piece is None:
                         return
-                    connection.sendall(piece)
+                    if isinstance(piece, float):
+                        self._closed.wait(piece)
+                    else:
+                        connection.sendall(piece)
 
     def close(self):
+        self._closed.set()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for connection in self._connections:
