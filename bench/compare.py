@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import nginx
-from bench import arena, loadgen, measurement, plot, ranking, report, train
+from bench import alone, arena, loadgen, measurement, plot, ranking, report, targets, train
 from bench.contender import Contender, Hosted, Muleteer, Running
 from bench.measurement import Load, Measurement, Session
 from bench.peer import ENVIRONMENTS, PEERS
@@ -59,6 +59,8 @@ class Comparison:
     ours: list[str]
     measurements: list[Measurement] = field(default_factory=list)
     sessions: list[Session] = field(default_factory=list)
+    # of each workload, what one row takes without a server
+    model_ms: dict[str, float] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """compare.json, compare.md, and the plots."""
@@ -85,7 +87,9 @@ class Comparison:
             f"{report.repeats(self.settings['repeats'], self.settings['seconds'])}: the median [lowest–highest] of"
             " the repeats; a single number was measured once, and so is a peer that was less than half as good as the"
             " best one everywhere.  A ratio above 1 is ours ahead: of the rates, and at one client of the median"
-            " latencies.  † others used more than a quarter of a core meanwhile.",
+            " latencies.  † others, or the machine below a virtual one, used more than a quarter of a core meanwhile."
+            f"  The load generator used {self.most_client_cores:.2f} of a core at the most.",
+            *self.verdicts(),
             ranking.summary(self.measurements, self.workloads, self.ours),
             report.table(["server", "version", "setting"], [[name, *told] for name, told in self.versions.items()]),
             "![CPU for each request](cpu.png) ![memory](memory.png)",
@@ -99,6 +103,16 @@ class Comparison:
             if failures := self.failures(name):
                 parts.append(failures)
         return "\n\n".join(parts)
+
+    @property
+    def most_client_cores(self) -> float:
+        """What the load generator needed: near to one, it would be what is measured."""
+        return max((found.client_cores for found in self.measurements), default=0.0)
+
+    def verdicts(self) -> list[str]:
+        """The table of targets, of what was started from this tree."""
+        told = targets.table(self.measurements, self.sessions, self.model_ms, OURS)
+        return [told] if told else []
 
     def failures(self, workload: str) -> str:
         """Who could not be measured, and why."""
@@ -181,6 +195,8 @@ class Walk:
             running = contender.start(workload, request, {})
             try:
                 session.startup_s = round(running.startup_s, 2)
+                if contender.ours and not repeat:
+                    session.idle_cores = measurement.idle_cores(running)
                 for door in doors:
                     measurement.warm_up(running, door, load, min(WARM_UP_S, 2 * self._seconds))
                     for clients in self._counts(workload):
@@ -309,6 +325,8 @@ def main() -> int:
         with arena.entered(), tempfile.TemporaryDirectory(prefix="bench-work-") as folder:
             isolated = arena.isolate()
             train_networks(arguments.workloads)
+            say("how long the models take by themselves")
+            model_ms = {name: alone.measure(WORKLOADS[name].model) for name in arguments.workloads}
             contenders = contenders_of(only, trees, isolated)
             comparison = Comparison(
                 report.machine(),
@@ -316,6 +334,7 @@ def main() -> int:
                 {"seconds": arguments.seconds, "repeats": arguments.repeats, "warm_up_s": WARM_UP_S},
                 arguments.workloads,
                 [contender.name for contender in contenders if contender.ours],
+                model_ms=model_ms,
             )
             works = WorkFiles(Path(folder))
             walk = Walk(
@@ -335,7 +354,11 @@ def main() -> int:
                 raise
     except KeyboardInterrupt:
         return INTERRUPTED
-    print(ranking.summary(comparison.measurements, comparison.workloads, comparison.ours))
+    for told in (
+        *comparison.verdicts(),
+        ranking.summary(comparison.measurements, comparison.workloads, comparison.ours),
+    ):
+        print(told, end="\n\n")
     for name in comparison.workloads:
         if failures := comparison.failures(name):
             print(f"{WORKLOADS[name].label}:\n{failures}")

@@ -16,6 +16,8 @@ from bench.cost import Reading
 from bench.loadgen import Counts
 
 WARM_UP_S = 0.5
+# the kernel counts CPU in hundredths of a second
+IDLE_S = 5.0
 # what others may use of a core, before a measurement is made again
 MOST_OTHER_CORES = 0.25
 TRIES = 3
@@ -59,7 +61,7 @@ class Measurement(Counts):
 
     @property
     def disturbed(self) -> bool:
-        return self.other_cores > MOST_OTHER_CORES
+        return self.other_cores + self.steal_cores > MOST_OTHER_CORES
 
     def __str__(self) -> str:
         place = "bare" if self.door == "bare" else "behind nginx"
@@ -73,7 +75,8 @@ class Measurement(Counts):
         if self.errors:
             told += f", {self.errors} ERRORS ({self.first_wrong})"
         if self.disturbed:
-            told += f", disturbed by {', '.join(f'{name} {cores:.0%}' for name, cores in self.others.items())}"
+            others = self.others | ({"the machine below": self.steal_cores} if self.steal_cores else {})
+            told += f", disturbed by {', '.join(f'{name} {cores:.0%}' for name, cores in others.items())}"
         return told
 
 
@@ -88,6 +91,8 @@ class Session:
     rss_bytes: dict[str, int] = field(default_factory=dict)
     pss_bytes: dict[str, int] = field(default_factory=dict)
     processes: dict[str, int] = field(default_factory=dict)
+    # of ours, before the first request
+    idle_cores: float | None = None
     # why it could not be measured
     failure: str = ""
 
@@ -143,6 +148,15 @@ def settle() -> None:
         if sum(cost.spent(before, after, served).values()) < QUIET_CORES * SETTLE_PAUSE_S:
             return
         before = after
+
+
+def idle_cores(running: Running) -> float:
+    """What a server uses while nobody asks it anything."""
+    settle()
+    before = cost.read()
+    time.sleep(IDLE_S)
+    after = cost.read()
+    return round(sum(cost.spent(before, after, running.roles()).values()) / IDLE_S, 4)
 
 
 def warm_up(running: Running, door: str, load: Load, seconds: float) -> Counts:

@@ -140,7 +140,14 @@ def details(measurements: Sequence[Measurement], sessions: Sequence[Session], wo
         *(f"{count}: requests/s" for count in counts),
         *(f"{count}: p50, p99, ms" for count in counts),
     ]
-    head += [*(f"{count}: CPU, µs" for count in counts), "RSS, PSS, MiB", "processes", "start, s", "errors"]
+    head += [
+        *(f"{count}: CPU, µs" for count in counts),
+        "RSS, PSS, MiB",
+        "of each process",
+        "processes",
+        "start, s",
+        "errors",
+    ]
     rows = []
     order = sorted(by_place.items(), key=lambda item: -max(cell.rate for cell in item[1].values()))
     for (server, door), by_count in order:
@@ -168,7 +175,7 @@ def _cpu(cell: Cell) -> str:
 def _session(sessions: Sequence[Session], door: str) -> list[str]:
     good = [session for session in sessions if not session.failure]
     if not good:
-        return ["–", "–", "–"]
+        return ["–", "–", "–", "–"]
     # nginx stands beside a bare peer too, and does nothing
     roles = [role for role in ROLES if door == NGINX or role != "nginx"]
     rss, pss, processes = (
@@ -176,7 +183,17 @@ def _session(sessions: Sequence[Session], door: str) -> list[str]:
         for name in ("rss_bytes", "pss_bytes", "processes")
     )
     startup = statistics.median(session.startup_s for session in good)
-    return [f"{rss / MIB:.0f}, {pss / MIB:.0f}", f"{processes:.0f}", f"{startup:.1f}"]
+    each = "; ".join(f"{role} {_each(good, role)}" for role in roles if all(one.processes.get(role) for one in good))
+    return [f"{rss / MIB:.0f}, {pss / MIB:.0f}", each, f"{processes:.0f}", f"{startup:.1f}"]
+
+
+def _each(sessions: Sequence[Session], role: str) -> str:
+    """RSS and PSS of one process of a role, on average."""
+    rss, pss = (
+        statistics.median(getattr(session, name)[role] / session.processes[role] for session in sessions)
+        for name in ("rss_bytes", "pss_bytes")
+    )
+    return f"{rss / MIB:.0f}, {pss / MIB:.0f}"
 
 
 def _errors(by_count: dict[int, Cell]) -> str:

@@ -48,7 +48,8 @@ def test_a_run_of_ours_writes_numbers_tables_and_plots(tmp_path):
     (session,) = found.sessions
     # two replicas and the spare, two workers for predictions and one for health
     assert session.processes["model"] == 3 and session.processes["front"] == 3
-    assert session.startup_s > 0 and session.failure == ""
+    assert session.startup_s > 0 and session.failure == "" and session.idle_cores >= 0
+    assert found.model_ms.keys() == {"noop"} and "| idle: of a core" in done.stdout
     assert all(0 < session.pss_bytes[role] <= session.rss_bytes[role] for role in ("nginx", "front", "model", "other"))
     assert plots(tmp_path) == ["cpu.png", "memory.png", "noop.png"]
     told = (tmp_path / "compare.md").read_text()
@@ -73,8 +74,11 @@ def test_two_trees_of_ours_and_a_peer_bare_and_behind_nginx(tmp_path):
     session = found.sessions[-1]
     assert session.processes["model"] == WORKLOADS["sleep"].processes
     assert session.processes["front"] >= 4 and session.processes["nginx"] == 2
+    verdicts, summary = done.stdout.strip().split("\n\n")
+    # what is started from this tree is held to the peer
+    assert verdicts.count("of naive, the best peer") == 1
     # each of ours in one line, with the one peer there is
-    assert [line.count("naive") for line in done.stdout.splitlines()[2:]] == [2, 2]
+    assert [line.count("naive") for line in summary.splitlines()[2:]] == [2, 2]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

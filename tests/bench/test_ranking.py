@@ -118,15 +118,17 @@ def test_the_details_tell_of_errors_refusals_disturbance_and_memory():
         measured("muleteer", "nginx", 16, 0, 100, wrong=2, cut=1, refused=7),
         measured("fast", "bare", 16, 0, 50, other_cores=0.3, others={"stranger": 0.3}),
     ]
+    # two processes of the model
     memory = {"model": 3 << 20, "nginx": 1 << 20}
     sessions = [
         Session(server, "noop", 0, 1.5, memory, memory, {"model": 2, "nginx": 1}) for server in ("muleteer", "fast")
     ]
     _, _, own, other = ranking.details(found, sessions, "noop").splitlines()
     assert [cell.strip() for cell in own.strip("|").split("|")] == [
-        *("muleteer", "behind nginx", "100", "1.00, 2.00", "60", "4, 4", "3", "1.5", "3; 7 × 503")
+        *("muleteer", "behind nginx", "100", "1.00, 2.00", "60"),
+        *("4, 4", "nginx 1, 1; model 2, 2", "3", "1.5", "3; 7 × 503"),
     ]
     assert [cell.strip() for cell in other.strip("|").split("|")] == [
-        *("fast", "bare", "50†", "1.00, 2.00", "60", "3, 3", "2", "1.5", "0")
+        *("fast", "bare", "50†", "1.00, 2.00", "60", "3, 3", "model 2, 2", "2", "1.5", "0")
     ]
     assert "disturbed by stranger 30%" in str(found[1]) and "3 ERRORS" in str(found[0])
