@@ -111,7 +111,10 @@ class Comparison:
 
     def verdicts(self) -> list[str]:
         """The table of targets, of what was started from this tree."""
-        told = targets.table(self.measurements, self.sessions, self.model_ms, OURS)
+        # other trees of ours are no peers
+        others = set(self.ours) - {OURS}
+        measurements = [found for found in self.measurements if found.server not in others]
+        told = targets.table(measurements, self.sessions, self.model_ms, OURS)
         return [told] if told else []
 
     def failures(self, workload: str) -> str:

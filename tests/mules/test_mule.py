@@ -1,5 +1,6 @@
 """A mule's life, from the burial of its predecessor to its own end, over MemoryTransport."""
 
+import math
 import os
 import signal
 import threading
@@ -40,8 +41,8 @@ class Signalled(MemoryTransport):
         self._numbers = numbers
         self._left = after
 
-    def take(self, wait_s, max_rows, shared_rows):
-        taken = super().take(wait_s, max_rows)
+    def take(self, wait_s, max_rows, shared_rows=math.inf):
+        taken = super().take(wait_s, max_rows, shared_rows)
         if taken:
             self._left -= 1
             if not self._left:
@@ -298,9 +299,9 @@ class Watching(Signalled):
 
     worn = ()
 
-    def take(self, wait_s, max_rows, shared_rows):
+    def take(self, wait_s, max_rows, shared_rows=math.inf):
         self.worn = [*self.worn, self.record.worn]
-        return super().take(wait_s, max_rows)
+        return super().take(wait_s, max_rows, shared_rows)
 
 
 @pytest.mark.parametrize(
