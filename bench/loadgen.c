@@ -164,6 +164,7 @@ static int is_right(struct item *item, char *body, size_t size) {
 
 static void take_answer(struct connection *c, char *body, size_t size) {
     double took = now() - c->began;
+    c->asked = 0;
     int good = c->status == 200 && is_right(&items[c->place], body, size);
     if (!good && c->status != 503 && !first_wrong[0])
         snprintf(first_wrong, sizeof first_wrong, "item %d: %d %.200s", c->place, c->status, body);

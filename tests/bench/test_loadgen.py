@@ -82,7 +82,7 @@ def test_refusals_are_counted_apart(load):
 
 def test_who_is_told_to_wait_does_not_ask(load):
     counts, done = load(lambda body, number: ([sized(b"", "503 Busy", "Retry-After: 60")], "refused"), items())
-    assert counts.refused == done["refused"] == CLIENTS
+    assert counts.refused == done["refused"] == CLIENTS and counts.errors == 0
 
 
 def test_who_waits_may_lose_its_connection(load):
