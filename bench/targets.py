@@ -87,16 +87,15 @@ def _cpu(cells: Sequence[Cell], own: Mapping[int, Cell]) -> Iterator[Target]:
     for clients, cell in sorted(own.items()):
         if clients == 1:
             continue
-        for server in sorted({other.server for other in cells if other.server.startswith(FRUGAL)}):
-            other = next((one for one in cells if (one.server, one.clients) == (server, clients)), None)
-            if other is not None:
-                used, most = (one.spread(lambda found: found.total_us) for one in (cell, other))
-                yield Target(
-                    f"{WORKLOADS['noop'].label}, {_clients(clients)}: µs of CPU, as {server} at the most",
-                    f"≤ {most.text('%.0f')}",
-                    used.text("%.0f"),
-                    used.median <= most.median,
-                )
+        others = [other for other in cells if other.clients == clients and other.server.startswith(FRUGAL)]
+        for other in sorted(others, key=lambda other: other.server):
+            used, most = (one.spread(lambda found: found.total_us) for one in (cell, other))
+            yield Target(
+                f"{WORKLOADS['noop'].label}, {_clients(clients)}: µs of CPU, as {other.server} at the most",
+                f"≤ {most.text('%.0f')}",
+                used.text("%.0f"),
+                used.median <= most.median,
+            )
 
 
 def _idle(sessions: Sequence[Session], ours: str) -> Iterator[Target]:

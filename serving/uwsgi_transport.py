@@ -176,8 +176,7 @@ class UwsgiTransport(Transport):
 
     def _queue_of_seats(self) -> list[int]:
         first = uwsgi.queue_pull_slot()
-        count = (self._end() - first) % self._slots
-        items = [uwsgi.queue_get((first + place) % self._slots) for place in range(count)]
+        items = [uwsgi.queue_get((first + place) % self._slots) for place in range(self._depth())]
         return [int(_SEAT.unpack(item)[0]) for item in items if item is not None and len(item) == _SEAT.size]
 
     def _depth(self) -> int:
