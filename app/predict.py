@@ -115,9 +115,9 @@ class Predict:
         if short or rows > 1:
             # others have been admitted meanwhile
             self._refuse_late(rows, deadline, service)
-        if rows > 1:
-            # more than a row at each seat: who comes next looks anew
-            self._look_at = 0.0
+        if rows > 1 and self._settings.refuse_late:
+            # more than the row at each seat that the last look allowed for
+            self._most_s += service.drain_s(rows) * MARGIN
         transport = self._transport
         name = next(self._uuids).to_bytes(16)
         offered = time.monotonic()
