@@ -38,7 +38,7 @@ COPY app app
 COPY mules mules
 COPY serving serving
 COPY examples/fancy examples/fancy
-COPY wsgi.py supervisor.py instance.py nginx.py reload.py entrypoint.sh uwsgi.ini nginx.conf ./
+COPY wsgi.py muleteer.py supervisor.py instance.py nginx.py reload.py entrypoint.sh uwsgi.ini nginx.conf ./
 RUN python3 -m compileall -q . && chmod -R a+rX . && chmod a+x entrypoint.sh
 
 # ---- what runs
@@ -55,6 +55,7 @@ WORKDIR /srv/muleteer
 COPY --from=slim /srv/muleteer/.venv .venv
 COPY --from=example /build/models models
 COPY --from=code /srv/muleteer ./
+RUN ln -s /srv/muleteer/entrypoint.sh /usr/local/bin/muleteer
 ENV HOST=0.0.0.0 PORT=80 RUN_DIR=/run/muleteer HOME=/tmp PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 EXPOSE 80

@@ -74,6 +74,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "muleteer: installing into $(VENV) (TensorFlow is some 250 MB, uWSGI is compiled: a minute or two)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[$(EXTRA),examples]'
+	@ln -sf ../../entrypoint.sh $(BIN)/muleteer
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.ready

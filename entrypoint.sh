@@ -10,4 +10,4 @@ fi
 # sockets, logs and pid files are for this user and group
 umask 027
 # signals that come while Python starts wait for the supervisor
-exec env --block-signal=TERM,INT,HUP,USR1 "$python" "$here/supervisor.py" "$@"
+exec env --block-signal=TERM,INT,HUP,USR1 "$python" "$here/muleteer.py" "$@"

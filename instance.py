@@ -14,16 +14,25 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from serving.model import ModelFolder
+import reload
+from serving.errors import ModelError
+from serving.model import ModelFolder, identity, labels, versions
+from serving.plan import Found, Plan, PlanFile, plan
 from serving.settings import Settings
 
 SOCKETS = ("predict.sock", "control.sock")
 FOLDERS = ("uwsgi-1", "uwsgi-2")
 # of a line in /proc/net/unix, a socket that listens
 _LISTENS = b"00010000"
+# why a version with this identity is not served
+Refusals = Mapping[tuple[int, str], str]
 
 
 class Instance:
@@ -32,7 +41,11 @@ class Instance:
     def __init__(self, run_dir: Path, folder: str, ini: Path, environ: dict[str, str]) -> None:
         self.path = run_dir / folder
         self.settings = Settings.read(ini, environ)
-        self.model = ModelFolder.find(self.settings.model)
+        self._run_dir = run_dir
+        self._ini = ini.read_text()
+        self.plan = self.look(Plan())
+        # that answers those who name no version
+        self.model = self._default_model()
         self.process: subprocess.Popen[bytes] | None = None
         workers = self.settings.prediction_workers
         self.command = [str(Path(sys.executable).with_name("uwsgi")), "--ini", str(ini)]
@@ -42,13 +55,33 @@ class Instance:
             "CONTROL_WORKER": str(workers + 1),
             "PYTHONUNBUFFERED": "1",
         }
-        self._run_dir = run_dir
-        self._ini = ini.read_text()
-        self._generation = 0
+
+    def look(self, before: Plan, anew: bool = False, refused: Refusals = MappingProxyType({})) -> Plan:
+        """What is to be served of what is there now; anew: all of it loaded again.  Raises ModelError.
+
+        refused: what could not be served, by its version and identity.  It is left out, or stays as it was before.
+        """
+        root = self.settings.model
+        policy = reload.pinned(self._run_dir) or self.settings.version_policy
+        found, reasons = {}, {}
+        for version, path in versions(root).items():
+            one = Found(path, root, identity(path, root))
+            if (version, one.identity) not in refused:
+                found[version] = one
+                continue
+            reasons[version] = refused[version, one.identity]
+            for release in before.releases:
+                if release.version == version:
+                    found[version] = Found(release.path, release.root, release.identity)
+        return replace(plan(found, policy, labels(root), self.settings.mules, before, anew), refused=reasons)
+
+    def _default_model(self) -> ModelFolder:
+        release = self.plan.default
+        return ModelFolder.open(release.path, release.root, release.version)
 
     def same_as(self, other: "Instance") -> bool:
-        """Whether both are started from the same uwsgi.ini and the same version of the model."""
-        return (self._ini, self.model) == (other._ini, other.model)
+        """Whether both are started from the same uwsgi.ini and the same folder."""
+        return (self._ini, self.settings) == (other._ini, other.settings)
 
     def other_folder(self) -> str:
         """The folder for the instance that comes after this one."""
@@ -58,6 +91,7 @@ class Instance:
         """Its folder, without what a killed one left there."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir()
+        self.serve(self.plan)
 
     def remove_folder(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -86,30 +120,35 @@ class Instance:
         return sum(fields[-1] in paths and fields[3] != _LISTENS for fields in sockets)
 
     def readyz(self) -> dict[str, Any]:
-        """What GET /readyz says, asked at its own socket; {} while there is no answer."""
-        environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/readyz", "QUERY_STRING": "", "SERVER_PROTOCOL": "HTTP/1.1"}
-        environ |= {"SERVER_NAME": "localhost", "SERVER_PORT": "80"}
-        pairs = b"".join(_sized(text.encode()) for pair in environ.items() for text in pair)
-        try:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(2)
-                connection.connect(str(self.path / "control.sock"))
-                # the uwsgi protocol: modifier 0, the size of the pairs, modifier 0
-                connection.sendall(b"\0" + len(pairs).to_bytes(2, "little") + b"\0" + pairs)
-                response = http.client.HTTPResponse(connection)
-                response.begin()
-                ready = json.loads(response.read())
-                return ready if isinstance(ready, dict) else {}
-        except (OSError, ValueError, http.client.HTTPException):
-            return {}
+        """What GET /readyz says of it; {} while there is no answer."""
+        return readyz(self.path / "control.sock")
 
-    def renew_replicas(self) -> int:
-        """Ask the mules to replace the replicas one after another; the generation that the new ones will have."""
-        self._generation += 1
-        file = self.path / "reload.new"
-        file.write_text(str(self._generation))
-        file.replace(self.path / "reload")
-        return self._generation
+    def serve(self, plan: Plan) -> None:
+        """Tell the mules what is to be served: they replace, one after another, the replicas that do not fit."""
+        PlanFile(self.path / "plan.json").write(plan)
+        self.plan = plan
+        # the way back is open, though its files may be gone
+        with suppress(ModelError):
+            self.model = self._default_model()
+
+
+def readyz(control: Path) -> dict[str, Any]:
+    """What GET /readyz says, asked at the socket for health; {} while there is no answer."""
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/readyz", "QUERY_STRING": "", "SERVER_PROTOCOL": "HTTP/1.1"}
+    environ |= {"SERVER_NAME": "localhost", "SERVER_PORT": "80"}
+    pairs = b"".join(_sized(text.encode()) for pair in environ.items() for text in pair)
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(2)
+            connection.connect(str(control))
+            # the uwsgi protocol: modifier 0, the size of the pairs, modifier 0
+            connection.sendall(b"\0" + len(pairs).to_bytes(2, "little") + b"\0" + pairs)
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            ready = json.loads(response.read())
+            return ready if isinstance(ready, dict) else {}
+    except (OSError, ValueError, http.client.HTTPException):
+        return {}
 
 
 def _sized(text: bytes) -> bytes:

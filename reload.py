@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 RUNNING, DONE, FAILED = "running", "done", "failed"
+PIN = "version"
 _POLL_S = 0.1
 # struct flock: type, whence, start, length, pid
 _FLOCK = "hhqqi0q"
@@ -56,12 +57,39 @@ def server_pid(run_dir: Path) -> int:
         return 0
 
 
-def ask(run_dir: Path, everything: bool) -> int:
-    """Ask for a reload and follow it to its end.  Returns the exit status: 0 done, 1 failed, 2 nobody to ask."""
+def pinned(run_dir: Path) -> str:
+    """The version policy that `reload --version` has put before that of the settings; empty where it has not."""
+    try:
+        return (run_dir / PIN).read_text().strip()
+    except OSError:
+        return ""
+
+
+def pin(run_dir: Path, policy: str) -> None:
+    """Serve these versions from the next reload on, also after a new start; empty: as the settings say."""
+    if policy:
+        new = run_dir / f"{PIN}.new"
+        new.write_text(f"{policy}\n")
+        new.replace(run_dir / PIN)
+    else:
+        (run_dir / PIN).unlink(missing_ok=True)
+
+
+def ask(run_dir: Path, everything: bool, version: str | None = None) -> int:
+    """Ask for a reload and follow it to its end.  Returns the exit status: 0 done, 1 failed, 2 nobody to ask.
+
+    version: what to serve from now on, also after a new start, instead of what version_policy says; empty: that again.
+    """
     pid = server_pid(run_dir)
     if not pid:
         return _refuse(2, f"no server runs in {run_dir}; set PORT or RUN_DIR as for serve")
     before = Progress.read(run_dir)
+    former = pinned(run_dir)
+    try:
+        if version is not None:
+            pin(run_dir, version)
+    except OSError as error:
+        return _refuse(2, f"{error.filename} cannot be written: {error.strerror}")
     try:
         os.kill(pid, signal.SIGUSR1 if everything else signal.SIGHUP)
     except OSError as error:
@@ -73,6 +101,8 @@ def ask(run_dir: Path, everything: bool) -> int:
         progress = Progress.read(run_dir)
         if progress.number > before.number:
             if progress.state == FAILED:
+                if version is not None:
+                    pin(run_dir, former)
                 return _refuse(1, progress.text)
             if progress.text != shown:
                 shown = progress.text

@@ -1,26 +1,5 @@
 """The parent of nginx and uWSGI: checks, starts, waits until the pool is ready, reloads, drains, and fails loudly.
 
-usage: entrypoint.sh [serve]
-       entrypoint.sh reload [--all]
-
-Environment:
-  HOST        address to listen on (127.0.0.1)
-  PORT        port to listen on (8080)
-  MODEL       folder of the model (model in uwsgi.ini)
-  INI         the uwsgi.ini to use (the one beside this file)
-  RUN_DIR     folder for sockets, pid files and nginx's own files (run/PORT)
-  LOG_DIR     folder for access.log and server.log (unset: standard output and error)
-  MULES, WORKERS, THREADS, QUEUE, SERVING_<NAME>   override uwsgi.ini
-
-SIGTERM and SIGINT drain: nginx stops accepting and finishes, then uWSGI does; a second one ends it at once.  Exits with
-0 after a stop, 2 when a setting is wrong, 1 when nginx or uWSGI ends by itself or no replica can load the model.
-
-reload asks the server of PORT or RUN_DIR to take what has changed without losing a request, and follows it.  A new
-uwsgi.ini or version of the model: a second uWSGI starts beside the first, takes over when all of its replicas are
-ready, and the first one finishes.  Else the replicas load the model anew, one after another.  --all: everything anew,
-the code too.  When it fails, what served serves on.  Exits with 0 when it is done, 1 when it failed, 2 when no server
-runs there.  SIGHUP does the same, and SIGUSR1 as --all.  The environment is that of the start.
-
 Runs in:  its own process, PID 1 in the image.  Knows nothing of queues.
 """
 
@@ -30,13 +9,13 @@ import fcntl
 import json
 import os
 import re
-import resource
 import signal
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -48,6 +27,7 @@ from instance import FOLDERS, SOCKETS, Instance
 from nginx import StartError
 from serving.errors import ModelError, SettingsError
 from serving.model import ModelCard
+from serving.plan import Plan
 
 ROOT = Path(__file__).resolve().parent
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD}
@@ -83,8 +63,8 @@ class Supervisor:
         self.host = (environ.get("HOST") or "127.0.0.1").strip("[]")
         self.port = _port(environ)
         self.address = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-        self.ini = Path(environ.get("INI") or ROOT / "uwsgi.ini").resolve()
-        self.run_dir = _run_dir(environ)
+        self.ini = ini_of(environ)
+        self.run_dir = run_dir_of(environ)
         self.log_dir = Path(environ["LOG_DIR"]).resolve() if environ.get("LOG_DIR") else None
         # what the user names is relative to where the user is; all else is to where this file is
         for key in ("MODEL", "SERVING_MODEL"):
@@ -99,6 +79,11 @@ class Supervisor:
         # signals that ask for a reload which has not begun
         self.asked: set[int] = set()
         self.progress = reload.Progress(reload.Progress.read(self.run_dir).number)
+        # what is wrong with versions that could not be served
+        self.refused: dict[tuple[int, str], str] = {}
+        # what the last look for versions found, and what it complained of
+        self.found = Plan()
+        self.complaint = ""
         self.terminal = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN and _has_terminal()
 
     def run(self) -> int:
@@ -116,9 +101,11 @@ class Supervisor:
                 self._next_event(0.1)
             self._announce(ready)
             while True:
-                self._next_event(None)
+                self._next_event(self.instance.settings.version_poll_s or None)
                 while self.asked:
-                    self._reload()
+                    self._reload(signal.SIGUSR1 in self.asked)
+                if self.instance.settings.version_poll_s:
+                    self._look_for_versions()
         except LoadError as error:
             _say(str(error), sys.stderr)
             return 1
@@ -214,7 +201,9 @@ class Supervisor:
         card = ModelCard.from_dict(ready["model"])
         url = f"http://{self.address}"
         _say(f"ready at {url}")
-        print(f"  model  {card.name}, version {card.version} ({card.engine}), {self.instance.model.path}")
+        print(f"  model  {card.name}, {self.instance.plan} ({card.engine}), {self.instance.model.path}")
+        if policy := reload.pinned(self.run_dir):
+            print(f"         pinned by `reload --version {policy}`; `reload --unpin` ends that")
         print(f"  mules  {self.instance.settings.mules}, {ready['ready_replicas']} of them ready")
         if self.log_dir:
             print(f"  logs   {self.log_dir}")
@@ -240,16 +229,43 @@ class Supervisor:
 
     # ---- reload
 
-    def _reload(self) -> None:
-        """Do what was asked for, and tell how it went.  What is asked for meanwhile is done after it."""
-        everything = signal.SIGUSR1 in self.asked
+    def _look_for_versions(self) -> None:
+        """Serve what has appeared or changed, once two looks found the same: nobody is still writing it then."""
+        instance = self.instance
+        complaint = ""
+        try:
+            found = instance.look(instance.plan, refused=self.refused)
+            if found.releases == instance.plan.releases:
+                if found != instance.plan:
+                    instance.serve(found)
+            elif found == self.found:
+                self._reload(anew=False)
+            self.found = found
+        except (ModelError, OSError) as error:
+            complaint = str(error)
+        if complaint and complaint != self.complaint:
+            _say(f"what served serves on: {complaint}", sys.stderr)
+        self.complaint = complaint
+
+    def _reload(self, everything: bool = False, anew: bool = True) -> None:
+        """Do what was asked for, and tell how it went.  What is asked for meanwhile is done after it.
+
+        anew: whether what has not changed is loaded again, and what could not be served is tried again.
+        """
         self.asked.clear()
         # before anything is read: whoever asks from now on waits for the next one
         self.progress = reload.Progress(self.progress.number + 1, reload.RUNNING)
         self._tell("reloading")
         try:
-            new = Instance(self.run_dir, self.instance.other_folder(), self.ini, self.environ)
-            done = self._replace(new) if everything or not new.same_as(self.instance) else self._renew_replicas()
+            if anew:
+                self.refused.clear()
+            new = (
+                Instance(self.run_dir, self.instance.other_folder(), self.ini, self.environ) if anew else self.instance
+            )
+            if everything or not new.same_as(self.instance):
+                done = self._replace(new)
+            else:
+                done = self._renew_replicas(self.instance.look(self.instance.plan, anew, self.refused))
         except (SettingsError, ModelError, StartError, LoadError, OSError) as error:
             self._tell(f"not reloaded, and what served serves on: {error}", reload.FAILED)
         else:
@@ -281,8 +297,7 @@ class Supervisor:
             # a full disk, say: the new one serves all the same
             self._tell(f"the new uWSGI serves, and nginx keeps its limits: {error}")
         self._stop_other()
-        card = ModelCard.from_dict(ready["model"])
-        return f"uWSGI anew, {card.name}, version {card.version}, {ready['ready_replicas']} replicas"
+        return f"uWSGI anew, {new.model.name}, {new.plan}, {ready['ready_replicas']} replicas"
 
     def _drain(self, old: Instance) -> None:
         """Wait until it has answered all that it was given: a stop resets what still waits in its backlog."""
@@ -304,18 +319,34 @@ class Supervisor:
             self.other.remove_folder()
         self.other = None
 
-    def _renew_replicas(self) -> str:
-        """Let the mules replace the replicas one after another."""
-        failures = (self.instance.readyz().get("spare") or {}).get("failures", 0)
-        generation = self.instance.renew_replicas()
+    def _renew_replicas(self, plan: Plan) -> str:
+        """Let the mules replace the replicas that do not fit a plan, one after another; go back where that fails."""
+        instance, before = self.instance, self.instance.plan
+        failures = (instance.readyz().get("spare") or {}).get("failures", 0)
+        instance.serve(plan)
+        try:
+            return self._until_served(plan, failures)
+        except LoadError as error:
+            new = [release for release in plan.releases if release not in before.releases]
+            failed = {(release.version, release.identity): str(error) for release in new}
+            self.refused.update(failed)
+            reasons = {version: reason for (version, _), reason in failed.items()}
+            instance.serve(replace(before, refused={**before.refused, **reasons}))
+            raise
+
+    def _until_served(self, plan: Plan, failures: int) -> str:
+        """Wait until a plan is fulfilled; failures: of the spare, before it was to be."""
+        instance = self.instance
+        total = instance.settings.mules
         while True:
             self._next_event(0.1)
-            ready = self.instance.readyz()
+            ready = instance.readyz()
             replicas = ready.get("replicas", [])
-            new = sum(replica["ready"] and replica["generation"] >= generation for replica in replicas)
+            surplus = plan.surplus(replica["release"] for replica in replicas)
+            new = sum(replica["ready"] and not many for replica, many in zip(replicas, surplus, strict=True))
             # one that is being replaced stands there beside the new one
-            text = f"{min(new, self.instance.settings.mules)} of {self.instance.settings.mules} replicas"
-            if replicas and new == len(replicas):
+            text = f"{instance.model.name}, {plan}, {new} of {total} replicas"
+            if replicas and new == len(replicas) == total:
                 return text
             spare = ready.get("spare") or {}
             # those of an earlier reload are forgotten at some time after this one has begun
@@ -324,8 +355,8 @@ class Supervisor:
             if stuck and new + len(stuck) == len(replicas):
                 raise LoadError(f"{new} replicas are new, and replica {stuck[0]['id']} is not: {stuck[0]['reason']}")
             if spare.get("failures", 0) > failures:
-                reason = f"the model in {self.instance.model.path} cannot be loaded: {spare['last_error']}"
-                raise LoadError(reason + self._see_log())
+                failed = next((one for one in plan.releases if one.number == spare["release"]), plan.default)
+                raise LoadError(f"the model in {failed.path} cannot be loaded: {spare['last_error']}{self._see_log()}")
             if replicas and text != self.progress.text:
                 self._tell(text)
 
@@ -476,7 +507,13 @@ def _port(environ: dict[str, str]) -> int:
     return int(text)
 
 
-def _run_dir(environ: dict[str, str]) -> Path:
+def ini_of(environ: dict[str, str]) -> Path:
+    """The uwsgi.ini of a server with this environment."""
+    return Path(environ.get("INI") or ROOT / "uwsgi.ini").resolve()
+
+
+def run_dir_of(environ: dict[str, str]) -> Path:
+    """The run folder of a server with this environment."""
     return Path(environ.get("RUN_DIR") or ROOT / "run" / str(_port(environ))).resolve()
 
 
@@ -487,43 +524,3 @@ def _say(text: str, stream: TextIO | None = None) -> None:
         # whoever read it is gone; that ends no server
         with Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), (stream or sys.stdout).fileno())
-
-
-def _serve(environ: dict[str, str]) -> int:
-    # each thread that can wait needs a file
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return Supervisor(environ).run()
-
-
-def _ask_for_reload(environ: dict[str, str], everything: bool) -> int:
-    # Ctrl-C ends the asking, and not what was asked for
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    return reload.ask(_run_dir(environ), everything)
-
-
-def main(arguments: list[str]) -> int:
-    """Run with the command line's arguments."""
-    for stream in (1, 2):
-        # several processes write to them: where they are files, each line goes to the end
-        fcntl.fcntl(stream, fcntl.F_SETFL, fcntl.fcntl(stream, fcntl.F_GETFL) | os.O_APPEND)
-    if arguments in (["-h"], ["--help"]):
-        print(__doc__.partition("\n\nRuns in:")[0])
-        return 0
-    try:
-        if arguments in ([], ["serve"]):
-            return _serve(dict(os.environ))
-        if arguments in (["reload"], ["reload", "--all"]):
-            return _ask_for_reload(dict(os.environ), everything="--all" in arguments)
-    except (SettingsError, ModelError, StartError) as error:
-        _say(str(error), sys.stderr)
-        return 2
-    _say(
-        f"unknown arguments {' '.join(arguments)!r}; the commands are serve and reload (--help tells more)", sys.stderr
-    )
-    return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from app import create_app
 from serving import uwsgi_transport
-from serving.model import ModelFolder
+from serving.plan import PlanFile
 from serving.quarantine import Quarantine
 from serving.settings import Settings
 from serving.store import Board
@@ -23,15 +23,14 @@ logging.basicConfig(
     level=settings.log_level.upper(),
     format="%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s",
 )
-folder = ModelFolder.find(settings.model)
 transport = uwsgi_transport.UwsgiTransport(settings)
 quarantine = Quarantine(uwsgi_transport.Notes(), settings.quarantine_s)
 board = Board(settings.mules, settings.heartbeat_timeout_ms / 1000, settings.longest_predict_s)
-# the supervisor writes there which reload it asks for, and makes the other when this uWSGI serves no more
-reload_file, drain_file = Path(os.environ["RUN_DIR"], "reload"), Path(os.environ["RUN_DIR"], "drain")
+# the supervisor writes there what is to be served, and makes the other when this uWSGI serves no more
+plan, drain_file = PlanFile(Path(os.environ["RUN_DIR"], "plan.json")), Path(os.environ["RUN_DIR"], "drain")
 # by chance, others on this machine begin somewhere else
 first_processor = os.urandom(1)[0]
-application = create_app(settings, transport, board, quarantine, drain_file.exists)
+application = create_app(settings, transport, board, quarantine, plan, drain_file.exists)
 
 
 def pin(number: int) -> None:
@@ -61,8 +60,8 @@ def start_process() -> None:
         from mules.mule import run
         from mules.pool import Pool
 
-        pool = Pool(id, settings, board, transport, quarantine, reload_file)
-        status = run(settings, folder, transport, pool, quarantine, id, os.getpid(), board, uwsgi_transport.end_by)
+        pool = Pool(id, settings, board, transport, quarantine, plan)
+        status = run(settings, transport, pool, quarantine, id, os.getpid(), board, uwsgi_transport.end_by)
     except Exception:
         logging.getLogger("muleteer").exception("mule %d failed", id)
     finally:

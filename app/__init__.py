@@ -14,6 +14,7 @@ from flask import Flask, Response, request
 
 from app import health, problems
 from app.predict import Answer, Predict
+from serving.plan import PlanFile
 from serving.quarantine import Quarantine
 from serving.settings import Settings
 from serving.store import Board
@@ -27,14 +28,15 @@ def create_app(
     transport: Transport,
     board: Board,
     quarantine: Quarantine,
+    plan: PlanFile,
     drains: Callable[[], bool] = lambda: False,
 ) -> Flask:
     """The Flask application of a worker; drains: whether nginx's connections are to end, each after its answer."""
     app = Flask("muleteer", static_folder=None)
-    predictions: dict[str, View] = {"/predict": Predict(settings, transport, board, quarantine, drains).answer}
+    predictions: dict[str, View] = {"/predict": Predict(settings, transport, board, quarantine, plan, drains).answer}
     for path, answer in predictions.items():
         app.add_url_rule(path, f"POST {path}", _flask_view(answer), methods=["POST"])
-    app.register_blueprint(health.blueprint(board))
+    app.register_blueprint(health.blueprint(board, plan))
     problems.register(app)
     app.wsgi_app = ShortCut(app.wsgi_app, predictions)  # type: ignore[method-assign]
     return app

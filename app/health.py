@@ -8,10 +8,11 @@ Runs in:  worker.
 import orjson
 from flask import Blueprint, Response
 
+from serving.plan import PlanFile
 from serving.store import Board
 
 
-def blueprint(board: Board) -> Blueprint:
+def blueprint(board: Board, plan: PlanFile) -> Blueprint:
     """GET /healthz and GET /readyz."""
     health = Blueprint("health", __name__)
 
@@ -25,12 +26,15 @@ def blueprint(board: Board) -> Blueprint:
         replicas = [process for process, record in zip(processes, board.records, strict=True) if record.post]
         spare = next((process for process in processes if process.state == "spare"), None)
         card = board.card()
-        ready = sum(replica.ready for replica in replicas)
+        found = plan.read()
+        ready = sum(replica.ready and replica.default for replica in replicas)
         failed = not ready and board.failed()
         status = {
             "status": "ready" if ready else "failed" if failed else "not ready",
-            "ready_replicas": ready,
+            "ready_replicas": sum(replica.ready for replica in replicas),
             "model": card.as_dict() if card else None,
+            "versions": [release.as_dict() for release in found.releases],
+            "refused": {str(version): reason for version, reason in found.refused.items()},
             "replicas": [replica.as_dict() for replica in replicas],
             "spare": spare.as_dict() if spare else None,
         }

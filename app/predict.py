@@ -22,11 +22,13 @@ from serving.errors import (
     EngineError,
     FrameTooLarge,
     ModelLoading,
+    ModelNotFound,
     Overloaded,
     ServingError,
     UnsupportedMedia,
 )
-from serving.ledger import Ticket
+from serving.ledger import ANY, Ticket
+from serving.plan import PlanFile
 from serving.quarantine import Quarantine, digest
 from serving.settings import Settings
 from serving.store import Board, Service
@@ -56,6 +58,7 @@ class Predict:
         transport: Transport,
         board: Board,
         quarantine: Quarantine,
+        plan: PlanFile,
         drains: Callable[[], bool],
     ) -> None:
         self._settings = settings
@@ -65,6 +68,7 @@ class Predict:
         self._transport = transport
         self._board = board
         self._quarantine = quarantine
+        self._plan = plan
         self._deadline_s = settings.deadline_ms / 1000
         self._served = board.service()
         self._look_at = 0.0
@@ -103,7 +107,8 @@ class Predict:
         if "HTTP_X_REQUEST_TIMEOUT_MS" in environ:
             deadline -= self._deadline_s - self._timeout_s(environ)
         card = service.card
-        if card is None or (not service.replicas and self._board.hopeless(deadline)):
+        version = self._version(environ["HTTP_X_MODEL_VERSION"]) if "HTTP_X_MODEL_VERSION" in environ else ANY
+        if card is None or ((version != ANY or not service.defaults) and self._board.hopeless(deadline, version)):
             raise ModelLoading("no replica has loaded the model; /readyz shows how far they are, and why not")
         short = deadline - start <= self._most_s
         if short:
@@ -123,7 +128,7 @@ class Predict:
         offered = time.monotonic()
         frame = encode_task(Task(name, request_id, offered, deadline, rows, inputs))
         # a seat without rows is empty
-        ticket = Ticket(name, rows or 1, transport.seat(), 0, self._quarantine.admit(frame))
+        ticket = Ticket(name, rows or 1, transport.seat(), 0, self._quarantine.admit(frame), version)
         transport.offer(ticket, frame)
         try:
             reply = decode_reply(transport.await_reply(ticket, deadline))
@@ -151,6 +156,18 @@ class Predict:
             ],
             body,
         )
+
+    def _version(self, name: str) -> int:
+        """The version that a request names, by its number or a label; ModelNotFound where nobody is to serve it."""
+        served = self._board.versions()
+        version = served.get(name)
+        if version is None:
+            # one that has died, or is being loaded, is served soon
+            version = self._plan.read().versions.get(name)
+        if version is None:
+            known = ", ".join(sorted({*served, *self._plan.read().versions})) or "none"
+            raise ModelNotFound(f"no version {name[:64]!r} of the model is served; there is {known}")
+        return version
 
     def _look(self, now: float) -> None:
         """Look at who serves, and at what waits."""

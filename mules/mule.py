@@ -14,7 +14,7 @@ from types import FrameType
 from mules.pool import LOOK_S, Pool, look
 from mules.replica import EXITS, Replica, load
 from serving.errors import EngineError, ModelError
-from serving.model import ModelFolder
+from serving.plan import Release
 from serving.quarantine import Quarantine
 from serving.settings import Settings
 from serving.store import Board, Record, State
@@ -76,7 +76,6 @@ class Stop:
 
 def run(
     settings: Settings,
-    folder: ModelFolder,
     transport: Transport,
     pool: Pool,
     quarantine: Quarantine,
@@ -104,10 +103,12 @@ def run(
         return 0
     record.beat()
     record.state = State.LOADING
-    record.generation = pool.wanted_generation()
     try:
+        release = pool.choose(post)
         stop.loading = True
-        replica = load(settings, folder, transport, record, quarantine, end_by)
+        replica = load(
+            settings, release, transport, record, quarantine, end_by, board.card() if board.ready() else None
+        )
         stop.loading = False
         _check_memory(settings)
     except Stopped:
@@ -115,16 +116,17 @@ def run(
         return 0
     except (Exception, *EXITS) as error:
         permanent = isinstance(error, ModelError)
-        log.error("replica cannot load %s", folder.path, exc_info=None if permanent else error)
+        log.error("replica cannot load the model: %s", error, exc_info=None if permanent else error)
         pool.count_failure(record, str(error) or type(error).__name__, permanent)
         return 1
     transport.start_replica(id, lambda: len(board.ready()))
+    transport.serve(release.version, release.default, pool.knows)
     record.beat()
     record.succeed()
     if post is not None:
         pool.replace(post)
     try:
-        serve(replica, pool, stop, transport, settings)
+        serve(replica, release, pool, stop, transport, settings)
     except EngineError as error:
         log.error("replica %d is not well, and is replaced: %s", id, error)
         pool.count_failure(record, str(error))
@@ -134,14 +136,19 @@ def run(
     return 0
 
 
-def serve(replica: Replica, pool: Pool, stop: Stop, transport: Transport, settings: Settings) -> None:
+def serve(replica: Replica, release: Release, pool: Pool, stop: Stop, transport: Transport, settings: Settings) -> None:
     """Turn after turn, until it is stopped.  EngineError when the canary is wrong."""
     max_rss = settings.replica_max_rss_mb << 20
     max_tasks = settings.replica_max_tasks
     record = pool.record
     while not stop.due(transport, settings.stop_timeout_s):
         replica.step(IDLE_S if stop.drain_since is None else 0.02)
-        pool.watch()
+        if pool.watch() and (planned := pool.plan().release(release.number)) not in (None, release):
+            # another label, or another default
+            release = planned
+            replica.describe(release.labels)
+            record.default = int(release.default)
+            transport.serve(release.version, release.default, pool.knows)
         # a limit that each is over at once must not replace one after the other without a pause
         large = max_rss and record.rss > max_rss and time.monotonic() - record.ready_at > LEAST_AGE_S
         if large or (max_tasks and record.tasks >= max_tasks):

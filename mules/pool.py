@@ -23,6 +23,7 @@ from typing import NamedTuple
 from mules.oom import OomKills
 from serving.errors import ReplicaCrashed
 from serving.ledger import Ticket
+from serving.plan import Plan, PlanFile, Release
 from serving.quarantine import Quarantine, digest
 from serving.settings import Settings
 from serving.store import Board, Record, State
@@ -87,7 +88,7 @@ class Pool:
         board: Board,
         transport: Transport,
         quarantine: Quarantine,
-        reload_file: Path,
+        plan: PlanFile,
     ) -> None:
         self.record = board.records[id - 1]
         self._id = id
@@ -95,7 +96,7 @@ class Pool:
         self._board = board
         self._transport = transport
         self._quarantine = quarantine
-        self._reload_file = reload_file
+        self._plan = plan
         self._pidfds: dict[int, int] = {}
         self._looked = 0.0
         self._killed: dict[int, str] = {}
@@ -113,11 +114,11 @@ class Pool:
 
         threading.Thread(target=self._guard, name="guard", daemon=True).start()
 
-    def watch(self) -> None:
-        """Bury the dead; looks at most every LOOK_S."""
+    def watch(self) -> bool:
+        """Bury the dead; looks at most every LOOK_S, and returns whether it did."""
         now = time.monotonic()
         if now - self._looked < LOOK_S:
-            return
+            return False
         self._looked = now
         for id, record in enumerate(self._board.records, start=1):
             pid = record.pid
@@ -128,6 +129,7 @@ class Pool:
                         self._bury(id, process)
         # after the burials: what it forgets, they may have told
         self._oom_kills.look(now)
+        return True
 
     def _guard(self) -> None:
         """All of a thread's life: look at the others, and kill those that are not well on two looks."""
@@ -328,16 +330,30 @@ class Pool:
         if any(record.state in (State.STARTING, State.LOADING) for record in posts):
             # one after the other; one that pauses after a failure is no reason to wait
             return None
-        wanted = self.wanted_generation()
-        due = (record for record in posts if record.serves and (record.worn or record.generation < wanted))
+        surplus = self.plan().surplus(record.release for record in posts)
+        due = (record for record, many in zip(posts, surplus, strict=True) if record.serves and (record.worn or many))
         return next((Post(record, record.pid) for record in due), None)
 
-    def wanted_generation(self) -> int:
-        """Which reload was asked for last."""
-        try:
-            return int(self._reload_file.read_text())
-        except (OSError, ValueError):
-            return 0
+    def plan(self) -> Plan:
+        """What is to be served."""
+        return self._plan.read()
+
+    def choose(self, post: "Post | None") -> Release:
+        """What this process is to load: the release that lacks most, without the replica that it replaces."""
+        with self._transport.locked():
+            others = [record for record in self._board.posts() if record is not self.record]
+            if post is not None and post.replaces in others:
+                others.remove(post.replaces)
+            release = self.plan().lacking([record.release for record in others])
+            self.record.release, self.record.version = release.number, release.version
+            self.record.default = int(release.default)
+            return release
+
+    def knows(self, version: int) -> bool:
+        """Whether a version is served, or is to be."""
+        return any(release.version == version for release in self.plan().releases) or any(
+            record.version == version for record in self._board.posts()
+        )
 
     def replace(self, post: "Post") -> None:
         """The new one is ready: let the old one finish what it holds, and go."""

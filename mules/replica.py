@@ -11,14 +11,16 @@ Units:    seconds, absolute, time.monotonic(); _ms in replies.
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from mules import engines
 from mules.canary import Canary, check_outputs
 from mules.pace import Pace
 from serving import batching
-from serving.errors import EngineError, ModelError, ServingError
-from serving.ledger import Taken
+from serving.errors import EngineError, ModelError, ModelNotFound, ServingError
+from serving.ledger import ANY, Taken
 from serving.model import ModelCard, ModelFolder
+from serving.plan import Release
 from serving.quarantine import Quarantine
 from serving.settings import Settings
 from serving.store import Record
@@ -40,10 +42,9 @@ class Replica:
     def __init__(
         self,
         engine: engines.Engine,
-        version: int,
+        card: ModelCard,
         transport: Transport,
         record: Record,
-        max_batch_rows: int,
         batch_wait_ms: int = 0,
         canary: Canary | None = None,
         canary_s: float = 0.0,
@@ -52,11 +53,12 @@ class Replica:
         predict_timeout_s: int = 0,
     ) -> None:
         self._engine = engine
-        self._version = version
+        self._card = card
+        self._version = card.version
         self._transport = transport
         self._record = record
-        self._max_batch_rows = max_batch_rows
-        self._batch_wait_s = batch_wait_ms / 1000 if max_batch_rows > 1 else 0.0
+        self._max_batch_rows = card.max_batch_rows
+        self._batch_wait_s = batch_wait_ms / 1000 if card.max_batch_rows > 1 else 0.0
         self._canary = canary
         self._canary_s = canary_s
         self._quarantine = quarantine
@@ -72,6 +74,10 @@ class Replica:
             for rows, took_s in self._canary.warm_up(self._max_batch_rows):
                 self._measure(rows, took_s)
 
+    def describe(self, labels: tuple[str, ...]) -> None:
+        """Put its card on the board, with these labels."""
+        self._record.describe(replace(self._card, labels=labels))
+
     def step(self, wait_s: float) -> int:
         """One turn: take, predict, publish.  Returns how many tasks were taken.
 
@@ -84,6 +90,10 @@ class Replica:
             return 0
         start = time.monotonic()
         self._taken = {one.ticket.uuid: one for one in taken}
+        if self._transport.naming() and any(one.ticket.version not in (ANY, self._version) for one in taken):
+            taken = self._refuse_strange(taken, start)
+        if not taken:
+            return 0
         for batch in batching.group([decode_task(one.frame) for one in taken if not one.ticket.alone]):
             self._answer(batch)
         for one in taken:
@@ -106,6 +116,17 @@ class Replica:
                 taken += self._transport.take(min(left, _WAIT_S), room)
                 self._record.beat()
         return taken
+
+    def _refuse_strange(self, taken: list[Taken], start: float) -> list[Taken]:
+        """Tell those who named a version that is not served any more; gives the others."""
+        known = []
+        for one in taken:
+            if one.ticket.version in (ANY, self._version):
+                known.append(one)
+            else:
+                error = ModelNotFound(f"version {one.ticket.version} of the model is not served any more")
+                self._publish_error(decode_task(one.frame), start, error)
+        return known
 
     def _answer(self, tasks: batching.Batch) -> None:
         start = time.monotonic()
@@ -195,14 +216,19 @@ class Replica:
 
 def load(
     settings: Settings,
-    folder: ModelFolder,
+    release: Release,
     transport: Transport,
     record: Record,
     quarantine: Quarantine | None = None,
     end_by: Callable[[int], None] = lambda seconds: None,
+    serving: ModelCard | None = None,
 ) -> Replica:
-    """The replica of a folder, its model loaded and warm, its card on the board."""
+    """The replica of a release, its model loaded and warm, its card on the board.
+
+    serving: the card of those that serve beside it, whose signature it must have.
+    """
     start = time.monotonic()
+    folder = ModelFolder.open(release.path, release.root, release.version)
     engine = engines.load(folder, settings.threads_per_replica)
     limits = (settings.max_batch_rows, folder.options.get("max_batch_rows"), engine.max_batch_rows)
     max_batch_rows = min(limit for limit in limits if limit is not None)
@@ -210,13 +236,20 @@ def load(
         # a frame counts both in one byte
         if len(side) > 255 or any(len(spec.name.encode()) > 255 for spec in side):
             raise ModelError(f"{folder.path} has more than 255 inputs or outputs, or a name of more than 255 bytes")
+    if serving is not None and engine.signature != serving.signature:
+        raise ModelError(
+            f"version {folder.version} takes and gives {engine.signature}, and version {serving.version}, which serves,"
+            f" {serving.signature}: clients may not expect that; reload --all lets it take over all the same"
+        )
     loaded = time.monotonic()
+    card = ModelCard(
+        folder.name, folder.version, engines.find(folder), engine.signature, max_batch_rows, release.labels
+    )
     replica = Replica(
         engine,
-        folder.version,
+        card,
         transport,
         record,
-        max_batch_rows,
         settings.batch_wait_ms,
         Canary(engine, folder.sample(engine.signature), folder.answer(engine.signature)),
         settings.canary_s,
@@ -225,7 +258,7 @@ def load(
         settings.longest_predict_s,
     )
     replica.warm_up()
-    record.describe(ModelCard(folder.name, folder.version, engines.find(folder), engine.signature, max_batch_rows))
+    replica.describe(release.labels)
     log.info(
         "replica ready: %s version %d, loaded in %.1f s, warm-up %.1f s",
         folder.name,

@@ -4,6 +4,7 @@
     ├─ ClientError              400
     │  ├─ DecodeError           400 bad_body
     │  ├─ SignatureMismatch     400 signature
+    │  ├─ ModelNotFound         404 model_not_found
     │  ├─ FrameTooLarge         413 too_large
     │  ├─ UnsupportedMedia      415 media_type
     │  └─ ClientGone            400 client_gone, which nobody reads
@@ -53,6 +54,14 @@ class SignatureMismatch(ClientError):
 
     code = "signature"
     title = "The input does not fit the model"
+
+
+class ModelNotFound(ClientError):
+    """No such version of the model, or no such label, is served."""
+
+    status = 404
+    code = "model_not_found"
+    title = "There is no such version"
 
 
 class FrameTooLarge(ClientError):

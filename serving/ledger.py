@@ -14,13 +14,15 @@ import threading
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-# uuid, rows, seat, attempts, alone
-_TICKET = struct.Struct("<16sIHBB")
+# uuid, rows, seat, attempts, alone, version
+_TICKET = struct.Struct("<16sIHBBq")
 TICKET_BYTES = _TICKET.size
 # uuid, length of the frame, alone
 _HEAD = struct.Struct("<16sIB3x")
 _LENGTH = struct.Struct("<I")
 _NOBODY = bytes(16)
+# the version of a task that names none
+ANY = -1
 # the phase of a held ticket: 0 when its place is free, else this and how often this replica began to predict it
 _HELD = 0x40
 _PREDICTING = 0x80
@@ -34,21 +36,25 @@ def stride(most_bytes: int) -> int:
 
 
 class Ticket(NamedTuple):
-    """Where a task's frame is, how often it has been predicted, and whether it must be predicted alone."""
+    """Where a task's frame is, how often it has been predicted, and whether it must be predicted alone.
+
+    version: of the model that must predict it, ANY where any that serves by default may.
+    """
 
     uuid: bytes
     rows: int
     seat: int
     attempts: int = 0
     alone: bool = False
+    version: int = ANY
 
     def encode(self) -> bytes:
         return _TICKET.pack(*self)
 
     @classmethod
     def decode(cls, item: bytes) -> "Ticket":
-        uuid, rows, seat, attempts, alone = _TICKET.unpack(item)
-        return cls(uuid, rows, seat, attempts, bool(alone))
+        uuid, rows, seat, attempts, alone, version = _TICKET.unpack(item)
+        return cls(uuid, rows, seat, attempts, bool(alone), version)
 
 
 class Taken(NamedTuple):
@@ -72,6 +78,11 @@ class Seats:
         # 0 where nobody waits
         self._rows = memoryview(self._rows_memory).cast("I")
         self._nobody = bytes(4 * seats)
+        versions = mmap.mmap(-1, 8 * seats)
+        versions[:] = struct.pack("q", ANY) * seats
+        self._versions = memoryview(versions).cast("q")
+        # 1 once a task has named one
+        self._naming = mmap.mmap(-1, 1)
         self._heads = mmap.mmap(-1, _HEAD.size * seats)
         # mapped, and used only where a frame has been
         self._stride = stride(max_frame_bytes)
@@ -86,6 +97,9 @@ class Seats:
         # whoever still reads the frame before this one sees that it is gone
         self._heads[head : head + 16] = _NOBODY
         self._frames[start : start + len(frame)] = frame
+        self._versions[ticket.seat] = ticket.version
+        if ticket.version != ANY:
+            self._naming[0] = 1
         written = _HEAD.pack(ticket.uuid, len(frame), ticket.alone)
         # the uuid last: all that is read with it is its own
         self._heads[head + 16 : head + _HEAD.size] = written[16:]
@@ -146,7 +160,16 @@ class Seats:
         uuid, _, alone = _HEAD.unpack(head)
         if not rows or uuid == self._claimed[16 * seat : 16 * (seat + 1)]:
             return None
-        return Ticket(uuid, rows, seat, alone=bool(alone))
+        return Ticket(uuid, rows, seat, 0, bool(alone), self._versions[seat])
+
+    def naming(self) -> bool:
+        """Whether any task has ever named a version."""
+        return self._naming[0] != 0
+
+    def named(self, first: int) -> list[int]:
+        """The seats whose last task names a version, beginning with a certain one."""
+        versions = self._versions[:].tolist()
+        return [seat for seat in (*range(first, self.count), *range(first)) if versions[seat] != ANY]
 
     def claim(self, ticket: Ticket) -> None:
         """What stands somewhere else is no longer offered by its seat.  Locked."""
@@ -289,9 +312,6 @@ class Again:
 
     def empty(self) -> bool:
         return self._flags[:] == self._none
-
-    def any(self, kind: int) -> bool:
-        return self._flags[:].find(kind) >= 0
 
     def tickets(self) -> list[Ticket]:
         """Those that must be predicted alone come last."""

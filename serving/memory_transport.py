@@ -71,6 +71,9 @@ class MemoryTransport(Transport):
     def _ring(self) -> None:
         self._rung.release()
 
+    def _ring_all(self) -> None:
+        self._rung.release(len(self._held))
+
     def _wake(self, seat: int) -> None:
         with self._changed:
             self._changed.notify_all()

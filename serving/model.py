@@ -1,14 +1,18 @@
-"""A model folder: which version is served, what model.toml says of it, and the card a replica publishes of it.
+"""A model folder: its versions, what model.toml says of one, and the card a replica publishes of it.
 
-A folder holds the model itself, or version folders as TensorFlow Serving has them (`1/`, `2/`: the highest is served).
-Nothing here imports an ML framework: what the files mean is for mules/engines/.
+A folder holds the model itself, or version folders as TensorFlow Serving has them (`1/`, `2/`).  Nothing here imports
+an ML framework: what the files mean is for mules/engines/.
 
-Runs in:  both; the version is chosen before the fork, so that all replicas serve the same.
+Runs in:  both, and in the supervisor.
 Raises:   ModelError, in one sentence.
 """
 
+import hashlib
 import json
+import re
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +30,12 @@ _KEYS = {
     "max_batch_rows": int,
     "inputs": dict,
     "outputs": dict,
+    "labels": dict,
 }
 _MAX_NAME_BYTES = 128
+# of a version: it travels in 63 bits
+_MAX_DIGITS = 19
+_LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -42,24 +50,21 @@ class ModelFolder:
 
     @classmethod
     def find(cls, root: Path) -> "ModelFolder":
-        """The version to serve, the highest there is."""
-        try:
-            return cls._find(Path(root))
-        except OSError as error:
-            raise ModelError(f"the model folder {root} cannot be read: {error.strerror} ({error.filename})") from error
+        """The highest version there is."""
+        found = versions(root)
+        highest = max(found)
+        return cls.open(found[highest], root, highest)
 
     @classmethod
-    def _find(cls, root: Path) -> "ModelFolder":
-        if not root.is_dir():
-            reason = "is not a folder" if root.exists() else "does not exist"
-            raise ModelError(f"the model folder {root} {reason}; set MODEL to a folder that holds a model")
-        versions = [int(folder.name) for folder in root.iterdir() if folder.name.isdecimal() and folder.is_dir()]
-        version = max(versions, default=1)
-        path = root / _folder_name(root, version) if versions else root
-        if not any(path.iterdir()):
-            raise ModelError(f"the model folder {path} is empty; it needs a SavedModel, a .keras file or a model.py")
-        options = _read_options(path, root)
-        return cls(options.get("name", root.resolve().name), version, path, root, options)
+    def open(cls, path: Path, root: Path, version: int) -> "ModelFolder":
+        """The version whose files are in path."""
+        with _readable(path):
+            if not any(path.iterdir()):
+                raise ModelError(
+                    f"the model folder {path} is empty; it needs a SavedModel, a .keras file or a model.py"
+                )
+            options = _read_options(path, root)
+            return cls(options.get("name", root.resolve().name), version, path, root, options)
 
     def declared(self, table: str) -> tuple[TensorSpec, ...] | None:
         """The inputs or outputs that model.toml declares, None when it does not."""
@@ -89,6 +94,57 @@ class ModelFolder:
         return None
 
 
+def versions(root: Path) -> dict[int, Path]:
+    """Where the files of each version are; version 1 is the folder itself where it has no version folders."""
+    with _readable(root):
+        if not root.is_dir():
+            reason = "is not a folder" if root.exists() else "does not exist"
+            raise ModelError(f"the model folder {root} {reason}; set MODEL to a folder that holds a model")
+        # 7, or 007 as some exporters write it: the shorter one where there are both
+        folders = sorted((folder for folder in root.iterdir() if _is_version(folder)), key=lambda one: -len(one.name))
+    return {int(folder.name): folder for folder in folders} or {1: root}
+
+
+def identity(path: Path, root: Path) -> str:
+    """What changes when the files of a version do, by their names, sizes and times, or what model.toml says of it."""
+    found = hashlib.sha256()
+    with _readable(path):
+        for file in sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts):
+            about = file.stat()
+            name = str(file.relative_to(path)).encode(errors="surrogateescape")
+            found.update(b"%s\0%d\0%d\0" % (name, about.st_size, about.st_mtime_ns))
+        options = _read_options(path, root)
+        # these may move without a change of what they are for
+        options.pop("labels", None)
+        found.update(repr(sorted(options.items())).encode())
+    return found.hexdigest()[:16]
+
+
+def labels(root: Path) -> dict[str, int]:
+    """The labels that model.toml, beside the version folders, gives to versions."""
+    with _readable(root):
+        found: dict[str, int] = _read_options(root).get("labels", {})
+    for label, version in found.items():
+        if not _LABEL.fullmatch(label) or type(version) is not int:
+            raise ModelError(
+                f"{root / 'model.toml'} [labels] {label} = {version!r}: a label begins with a letter, goes on with"
+                " letters, digits, - or _, and is for the number of a version; stable = 1 would do"
+            )
+    return found
+
+
+def _is_version(folder: Path) -> bool:
+    return folder.name.isascii() and folder.name.isdecimal() and len(folder.name) < _MAX_DIGITS and folder.is_dir()
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(f"the model folder {folder} cannot be read: {error.strerror} ({error.filename})") from error
+
+
 @dataclass(frozen=True)
 class ModelCard:
     """What workers and operators have to know of the model that replicas have loaded."""
@@ -98,6 +154,7 @@ class ModelCard:
     engine: str
     signature: Signature
     max_batch_rows: int
+    labels: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -108,7 +165,7 @@ class ModelCard:
             tuple(TensorSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in value["signature"][side])
             for side in ("inputs", "outputs")
         )
-        return cls(**{**value, "signature": Signature(inputs, outputs)})
+        return cls(**{**value, "signature": Signature(inputs, outputs), "labels": tuple(value["labels"])})
 
 
 def _instance(file: Path, signature: Signature) -> Tensors:
@@ -137,13 +194,6 @@ def _checked(name: object) -> str:
     if not isinstance(name, str) or not 0 < len(name.encode()) <= _MAX_NAME_BYTES:
         raise ValueError(f"{name!r} is no name of 1 to {_MAX_NAME_BYTES} bytes")
     return name
-
-
-def _folder_name(root: Path, version: int) -> str:
-    # 7, or 007 as some exporters write it
-    return next(
-        folder.name for folder in sorted(root.iterdir()) if folder.name.isdecimal() and int(folder.name) == version
-    )
 
 
 def _read_options(*folders: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import SettingsError
+from serving.plan import POLICY
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 # Kubernetes puts these into every pod when a service is called "serving"
@@ -73,6 +74,8 @@ class Settings:
 
     # [serving]
     model: Path = _serving(Path("models/digits"))
+    version_policy: str = _serving("latest")
+    version_poll_s: int = _serving(0, 0)
     deadline_ms: int = _serving(5000, 1)
     max_batch_rows: int = _serving(32, 1)
     batch_wait_ms: int = _serving(0, 0)
@@ -171,6 +174,9 @@ class Settings:
             raise _refusal("threads", self.threads, reason, _MAX_SEATS // self.prediction_workers)
         if self.max_attempts > _MAX_ATTEMPTS:
             raise _refusal("max_attempts", self.max_attempts, f"{_MAX_ATTEMPTS} are the most", 2)
+        if not POLICY.fullmatch(self.version_policy):
+            reason = "it is latest, latest and how many (latest 2), all, or the numbers of versions (3, 4)"
+            raise _refusal("version_policy", self.version_policy, reason, "latest")
         if self.log_level not in LOG_LEVELS:
             raise _refusal("log_level", self.log_level, f"it is one of {', '.join(LOG_LEVELS)}", "info")
         page = mmap.PAGESIZE

@@ -288,6 +288,10 @@ class Signature:
         """The input of a model that has one."""
         return self.inputs[0] if len(self.inputs) == 1 else None
 
+    def __str__(self) -> str:
+        sides = (", ".join(f"{spec.name} {spec}" for spec in side) for side in (self.inputs, self.outputs))
+        return " → ".join(sides)
+
     def zeros(self, rows: int = 1) -> Tensors:
         """Inputs of zeros, for a warm-up without a sample."""
         return {spec.name: spec.zeros(rows) for spec in self.inputs}

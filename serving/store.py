@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from serving.ledger import ANY
 from serving.model import ModelCard
 
 _CARD_BYTES = 65536
@@ -50,7 +51,9 @@ class ReplicaStatus:
     ready: bool
     reason: str
     version: int | None
-    generation: int
+    labels: tuple[str, ...]
+    default: bool
+    release: int
     heartbeat_age_s: float | None
     busy_s: float
     tasks: int
@@ -89,7 +92,7 @@ class Record:
     ever_ready = _number(7, "1 once a load has succeeded")
     _given_up = _number(8, "")
     post = _number(9, "1 while its process is to be a replica")
-    generation = _number(10, "which reload it was started for")
+    release = _number(10, "which one of the plan it was started for")
     tasks = _number(11, "answered since the load")
     rss = _number(12, "bytes")
     worn = _number(13, "1 when it wants to be replaced")
@@ -99,7 +102,9 @@ class Record:
     batch_rows = _number(16, "rows of one predict at the most")
     crashes = _number(17, "deaths in service, one after the other, without a single answer")
     ready_at = _second(18, "when the load succeeded")
-    _NUMBERS = 19
+    version = _number(19, "of the model that it has loaded, or is to load; -1 before that is known")
+    default = _number(20, "1 when it answers requests that name no version")
+    _NUMBERS = 21
     BYTES = 8 * _NUMBERS + _CARD_BYTES + 2 * _TEXT_BYTES
 
     def __init__(self, memory: memoryview) -> None:
@@ -129,7 +134,7 @@ class Record:
     def describe(self, card: ModelCard) -> None:
         """Publish the model's card.  ValueError when it is larger than the board's place for it."""
         _write_text(self._card, json.dumps(card.as_dict()).encode())
-        self.batch_rows = card.max_batch_rows
+        self.batch_rows, self.version = card.max_batch_rows, card.version
         # never the same twice, whatever wrote before
         self.stamp = time.monotonic_ns()
 
@@ -223,10 +228,14 @@ class Record:
 
 
 class Service(NamedTuple):
-    """The replicas that serve, all together: their model, how many they are, and the mean of their paces."""
+    """The replicas that serve, all together: their model, how many they are, and the mean of their paces.
+
+    defaults: how many of them answer requests that name no version.
+    """
 
     card: ModelCard | None
     replicas: int
+    defaults: int
     batch_rows: int
     overhead_s: float
     row_s: float
@@ -256,10 +265,13 @@ class Board:
             Record(self._memory[start : start + Record.BYTES])
             for start in range(0, (replicas + 1) * Record.BYTES, Record.BYTES)
         ]
+        for record in self.records:
+            record.default, record.version = 1, ANY
         for record in self.records[:replicas]:
             record.post = 1
         self._card: ModelCard | None = None
         self._stamp = 0
+        self._versions: tuple[list[int], dict[str, int]] = [], {}
 
     def card(self) -> ModelCard | None:
         """The card written last, None before any replica has loaded its model."""
@@ -283,9 +295,9 @@ class Board:
         """The records whose processes are, or will be, replicas."""
         return [record for record in self.records if record.post]
 
-    def hopeless(self, until: float) -> bool:
-        """Whether nobody is ready, and each replica pauses after a failure for longer than that."""
-        posts = self.posts()
+    def hopeless(self, until: float, version: int = ANY) -> bool:
+        """Whether each replica of a version, or that serves by default, pauses after a failure for longer than that."""
+        posts = [record for record in self.posts() if (record.default if version == ANY else record.version == version)]
         return bool(posts) and all(
             record.state in (State.PAUSED, State.FAILED) and record.not_before > until for record in posts
         )
@@ -303,11 +315,22 @@ class Board:
         return Service(
             self.card(),
             len(ready),
+            sum(record.default for record in ready),
             max(1, min((record.batch_rows for record in ready), default=1)),
             sum(record.overhead_s for record in ready) / count,
             sum(record.row_s for record in ready) / count,
             sum(record.done_s(now) for record in ready) / count,
         )
+
+    def versions(self) -> dict[str, int]:
+        """The versions of those who serve, by their numbers and by their labels."""
+        ready = self.ready()
+        stamps = [record.stamp for record in ready]
+        if stamps != self._versions[0]:
+            cards = [card for record in ready if (card := record.card())]
+            names = {label: card.version for card in cards for label in card.labels}
+            self._versions = stamps, names | {str(card.version): card.version for card in cards}
+        return self._versions[1]
 
     def statuses(self, now: float | None = None) -> list[ReplicaStatus]:
         """The status of each process, the spare's too."""
@@ -322,8 +345,10 @@ class Board:
             state=state.name.lower(),
             ready=state is State.READY and self.fresh(record, now),
             reason=self._reason(record, now),
-            version=card.version if card else None,
-            generation=record.generation,
+            version=record.version if record.version >= 0 else None,
+            labels=card.labels if card and record.serves else (),
+            default=bool(record.default),
+            release=record.release,
             heartbeat_age_s=round(max(0.0, now - heartbeat), 3) if heartbeat else None,
             busy_s=round(max(0.0, now - busy_since), 3) if busy_since else 0.0,
             tasks=record.tasks,

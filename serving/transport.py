@@ -15,6 +15,10 @@ may put it there once more where its thread is just pushing.  So a queue with ro
 never overflows, and a worker needs no lock to push.  (It must not have one: it would hold it while its thread waits for
 the interpreter, and all replicas would wait with it.)
 
+A task may name the version of the model that must predict it.  Its seat goes onto the queue as any other; a replica of
+another version that pulls it leaves the task at its seat, where those of the right one look as well.  A replica that
+does not serve by default takes nothing but what names its version, and leaves the queue to the others.
+
 When a replica is dead, whoever notices recovers what it held.  A task that the dead replica was predicting is offered
 again alone; one that was predicted max_attempts times, or was alone when its process ended by itself, is answered.
 What was on its way from a worker to the queue, or from there to a replica, is found by that it is offered and its seat
@@ -40,10 +44,12 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from serving.errors import FrameTooLarge, ReplyTooLarge
-from serving.ledger import Again, Held, Replies, Seats, Taken, Ticket
+from serving.ledger import ANY, Again, Held, Replies, Seats, Taken, Ticket
 
 # how often a replica lets others run before it takes
 _YIELDS = 3
+# of a replica: for any task, or for those that name its version
+_ASLEEP, _ASLEEP_NAMED = 1, 2
 
 
 class Recovery(NamedTuple):
@@ -76,13 +82,17 @@ class Transport(ABC):
         self._replies = Replies(seats, replicas, max_reply_bytes)
         self._held = [Held(places) for _ in range(replicas)]
         self._again = Again(seats)
-        # 1 for each replica that sleeps, or is about to
+        # of each replica: whether it sleeps, or is about to, and for what
         self._asleep = mmap.mmap(-1, replicas)
         # whether several tasks came with this replica's last take
         self._together = False
         self._id = 1
         self._own = self._held[0]
         self._alive: Callable[[], int] = lambda: 1
+        self._version, self._default = ANY, True
+        self._known: Callable[[int], bool] = lambda version: True
+        # where this replica begins to look for those that name its version
+        self._first_named = 0
 
     # ---- the worker's side
 
@@ -111,6 +121,8 @@ class Transport(ABC):
         if self._seats.enqueue(ticket.seat):
             self._push(ticket.seat)
         self._rouse()
+        if ticket.version != ANY and _ASLEEP_NAMED in self._asleep[:]:
+            self._ring_all()
 
     @abstractmethod
     def await_reply(self, ticket: Ticket, deadline: float) -> bytes:
@@ -138,11 +150,24 @@ class Transport(ABC):
     # ---- the replica's side
 
     def start_replica(self, id: int, alive: Callable[[], int] = lambda: 1) -> None:
-        """In a fresh replica: its place among the others, and how many of them are alive."""
+        """In a fresh replica: its place among the others, and how many of them are alive.  It serves by default."""
         self._own = self._held[id - 1]
         self._alive = alive
         self._id = id
+        self._version, self._default = ANY, True
         self._asleep[id - 1] = 0
+
+    def serve(self, version: int, default: bool, known: Callable[[int], bool]) -> None:
+        """What this replica takes: tasks that name its version; those that name none, where it serves by default.
+
+        known: whether anybody serves a version, or will.  Where nobody does, a default replica takes what names it: the
+        caller tells whoever waits.
+        """
+        self._version, self._default, self._known = version, default, known
+
+    def naming(self) -> bool:
+        """Whether any task has ever named a version."""
+        return self._seats.naming()
 
     def take(self, wait_s: float, max_rows: int, shared_rows: float = math.inf) -> list[Taken]:
         """The oldest tasks, each given to one replica: those that wait now, until max_rows; [] when none came in time.
@@ -160,31 +185,60 @@ class Transport(ABC):
         self._lock()
         try:
             depth = self._depth()
-            if depth and depth >= shared_rows and (others := self._asleep[:].count(1)):
+            if depth and depth >= shared_rows and (others := self._asleep[:].count(_ASLEEP)):
                 max_rows = min(max_rows, math.ceil(depth / (1 + others)))
             rows = 0 if self._again.empty() else self._take_again(held, max_rows)
-            while rows < max_rows and (seat := self._pull()) is not None:
+            strange = False
+            while rows < max_rows and self._default and (seat := self._pull()) is not None:
                 ticket = self._seats.dequeue(seat)
-                if ticket is not None and ticket.alone:
+                if ticket is None:
+                    continue
+                if ticket.version != ANY and not self._may_take(ticket):
+                    # it stays at its seat, where those of its version look
+                    strange = True
+                elif ticket.alone:
                     # waits where others like it do
                     self._again.put(ticket)
-                elif ticket is not None:
-                    if not self._hold(held, ticket):
-                        break
+                elif self._hold(held, ticket):
                     rows += ticket.rows
+                else:
+                    break
+            for ticket in self._named() if self._seats.naming() else ():
+                if ticket.alone:
+                    self._again.put(ticket)
+                    self._seats.claim(ticket)
+                elif rows < max_rows and self._hold(held, ticket):
+                    rows += ticket.rows
+                    # no seat has to wait for others for ever
+                    self._first_named = (ticket.seat + 1) % self._seats.count
             if not held and not self._again.empty():
                 self._take_again(held, max_rows)
             left = self._tempting()
         finally:
             self._unlock()
         self._together = len(held) > 1
-        if left:
+        if strange and self._asleep[:].strip(b"\0"):
+            self._ring_all()
+        elif left:
             self._rouse()
         return self._with_frames(held)
 
+    def _may_take(self, ticket: Ticket) -> bool:
+        """Whether a task is for this replica."""
+        if ticket.version == self._version:
+            return True
+        return self._default and (ticket.version == ANY or not self._known(ticket.version))
+
+    def _named(self) -> Iterator[Ticket]:
+        """What waits at its seat for a version that is this replica's to take.  Locked, or else it is a guess."""
+        for seat in self._seats.named(self._first_named):
+            ticket = self._seats.offered(seat)
+            if ticket is not None and ticket.version != ANY and self._may_take(ticket):
+                yield ticket
+
     def _nap(self, wait_s: float) -> bool:
         """Sleep until somebody rings; False when it rang for another."""
-        self._asleep[self._id - 1] = 1
+        self._asleep[self._id - 1] = _ASLEEP if self._default else _ASLEEP_NAMED
         try:
             self._seats.fence()
             # whoever has pushed before it could see that this one sleeps
@@ -194,7 +248,7 @@ class Transport(ABC):
 
     def _rouse(self) -> None:
         """Wake a replica if one sleeps: one that is awake looks before it sleeps."""
-        if 1 in self._asleep[:]:
+        if _ASLEEP in self._asleep[:]:
             self._ring()
 
     def _hold(self, held: list[tuple[int, Ticket]], ticket: Ticket) -> bool:
@@ -211,6 +265,8 @@ class Transport(ABC):
         """Hold what is offered again.  Returns its rows; max_rows when no more may come with it."""
         rows = 0
         for ticket in self._again.tickets():
+            if not self._may_take(ticket):
+                continue
             if rows >= max_rows or (ticket.alone and (held or not self._may_risk())):
                 break
             if self._seats.awaits(ticket):
@@ -240,12 +296,14 @@ class Transport(ABC):
 
     def _tempting(self) -> bool:
         """Whether there may be something to take."""
-        again = self._again
-        if self._depth():
+        if self._default and self._depth():
             return True
-        if again.empty():
+        if self._seats.naming() and any(self._named()):
+            return True
+        if self._again.empty():
             return False
-        return again.any(again.INNOCENT) or (again.any(again.ALONE) and self._may_risk())
+        alone = [ticket.alone for ticket in self._again.tickets() if self._may_take(ticket)]
+        return bool(alone) and (not all(alone) or self._may_risk())
 
     def begin(self, batch: list[Taken]) -> None:
         """Write down that a batch is being predicted."""
@@ -323,8 +381,7 @@ class Transport(ABC):
             held.wipe(place)
         self._offer_lost()
         self._asleep[id - 1] = 0
-        if self._tempting():
-            self._ring()
+        self._ring_all()
         return recovery
 
     def _offer_lost(self) -> None:
@@ -340,7 +397,7 @@ class Transport(ABC):
             if seat not in seats and (ticket := self._seats.offered(seat)) is not None:
                 self._again.put(ticket)
                 self._seats.claim(ticket)
-                self._ring()
+                self._ring_all()
 
     def _answer(self, ticket: Ticket, id: int, verdict: Callable[[Ticket, bytes], bytes]) -> None:
         """In the place of a dead replica."""
@@ -390,7 +447,11 @@ class Transport(ABC):
 
     @abstractmethod
     def _ring(self) -> None:
-        """Wake one replica that sleeps."""
+        """Wake one replica that sleeps, and serves by default."""
+
+    @abstractmethod
+    def _ring_all(self) -> None:
+        """Wake all replicas that sleep."""
 
     @abstractmethod
     def _wake(self, seat: int) -> None:

@@ -1,9 +1,10 @@
 """The uWSGI queue between workers and replicas, with eventfds to sleep on.  The one file that imports uwsgi.
 
 A worker's thread pushes its seat, then rings the doorbell where a replica sleeps: one eventfd that all replicas watch,
-each with EPOLLEXCLUSIVE so that one wakes.  The replica that reads the doorbell takes, and rings again when it leaves
-something behind and another sleeps.  It leaves the reply in shared memory and writes to the eventfd of the task's seat,
-where the thread sleeps.  A thread looks for its reply only when it was woken.
+each with EPOLLEXCLUSIVE so that one wakes.  (Another one, the gong, wakes all: for what not every one may take.)  The
+replica that reads the doorbell takes, and rings again when it leaves something behind and another sleeps.  It leaves
+the reply in shared memory and writes to the eventfd of the task's seat, where the thread sleeps.  A thread looks for
+its reply only when it was woken.
 
 Replies do not go through uWSGI's cache: each of its calls takes uWSGI's lock and lets the interpreter go, which all
 threads of a worker want, and that costs more than the rest of the wait.  What processes note for each other does.
@@ -71,6 +72,7 @@ class UwsgiTransport(Transport):
         # of each worker; the last one, which answers health, has none
         self._seats_of = [range(first, first + threads) for first in range(0, settings.seats, threads)]
         self._doorbell = os.eventfd(0, _FLAGS)
+        self._gong = os.eventfd(0, _FLAGS)
         self._wakers = [os.eventfd(0, _FLAGS) for _ in range(settings.seats)]
         self._local = threading.local()
         self._numbers = itertools.count()
@@ -95,6 +97,17 @@ class UwsgiTransport(Transport):
         super().start_replica(id, alive)
         self._epoll = select.epoll()
         self._epoll.register(self._doorbell, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        # each write is one event for each of them: nobody reads it
+        self._epoll.register(self._gong, select.EPOLLIN | select.EPOLLET)
+
+    def serve(self, version: int, default: bool, known: Callable[[int], bool]) -> None:
+        """What this replica takes; the doorbell is for those that serve by default."""
+        if self._epoll is not None and default != self._default:
+            if default:
+                self._epoll.register(self._doorbell, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            else:
+                self._epoll.unregister(self._doorbell)
+        super().serve(version, default, known)
 
     def seat(self) -> int:
         """The seat of the calling thread."""
@@ -190,11 +203,15 @@ class UwsgiTransport(Transport):
     def _ring(self) -> None:
         os.eventfd_write(self._doorbell, 1)
 
+    def _ring_all(self) -> None:
+        os.eventfd_write(self._gong, 1)
+
     def _wake(self, seat: int) -> None:
         os.eventfd_write(self._wakers[seat], 1)
 
     def _sleep(self, wait_s: float) -> bool:
-        if self._epoll is not None and self._epoll.poll(wait_s):
+        rung = self._epoll.poll(wait_s) if self._epoll is not None else []
+        if len(rung) == 1 and rung[0][0] == self._doorbell:
             try:
                 os.eventfd_read(self._doorbell)
             except BlockingIOError:

@@ -13,6 +13,7 @@ from mules.engines.python import PythonEngine
 from mules.replica import Replica
 from serving.memory_transport import MemoryTransport
 from serving.model import ModelCard
+from serving.plan import PlanFile
 from serving.quarantine import Quarantine
 from serving.settings import Settings
 from serving.signature import Signature, TensorSpec
@@ -42,13 +43,15 @@ class Double:
 class Chain:
     """One app; its replicas run once they are asked to."""
 
-    def __init__(self, model=None, transport=None, **settings):
+    def __init__(self, model=None, transport=None, plan=None, **settings):
         self.model = model or Double()
         self.signature = signature(self.model.inputs, self.model.outputs)
         self.transport = transport or MemoryTransport()
         self.board = Board(2, heartbeat_timeout_s=3, predict_timeout_s=5)
         self.quarantine = Quarantine(MemoryNotes(), 60)
-        self.app = create_app(replace(SETTINGS, **settings), self.transport, self.board, self.quarantine)
+        self.plan = plan or PlanFile(Path("there is none"))
+        settings = replace(SETTINGS, **settings)
+        self.app = create_app(settings, self.transport, self.board, self.quarantine, self.plan)
         self._clients = {"short cut": Client(self.app.wsgi_app), "flask": Client(self.app.wsgi_app.flask_door)}
         self._stopped = threading.Event()
         self._threads = []
@@ -63,9 +66,11 @@ class Chain:
     def serve(self, replicas=1, max_batch_rows=32):
         """Replicas, each in a thread, until the test ends."""
         self.ready()
+        self.transport.serve(3, True, lambda version: True)
         for record in self.board.records[:replicas]:
             engine = PythonEngine(self.model, self.signature)
-            replica = Replica(engine, 3, self.transport, record, max_batch_rows, quarantine=self.quarantine)
+            card = ModelCard("double", 3, "python", self.signature, max_batch_rows)
+            replica = Replica(engine, card, self.transport, record, quarantine=self.quarantine)
             self._threads.append(threading.Thread(target=self._run, args=(replica,)))
             self._threads[-1].start()
         return self

@@ -3,12 +3,13 @@
 import pytest
 
 from serving.model import ModelCard
+from serving.plan import Plan, PlanFile, Release
 from serving.store import State
 
 from .conftest import Chain, check_problem
 
 FIELDS = {
-    *("id", "pid", "state", "ready", "reason", "version", "generation", "heartbeat_age_s", "busy_s"),
+    *("id", "pid", "state", "ready", "reason", "version", "labels", "default", "release", "heartbeat_age_s", "busy_s"),
     *("tasks", "rss_mb", "failures", "crashes", "last_error", "last_death"),
 }
 
@@ -132,3 +133,26 @@ def test_health_is_read_with_get_and_head_alone(chain, path):
     refusal = chain.get(path, "POST")
     check_problem(refusal, 405, "method_not_allowed", f"POST is not for {path}")
     assert "GET" in refusal.headers["Allow"]
+
+
+def test_readyz_tells_what_is_to_be_served_and_what_cannot_be(tmp_path):
+    file = PlanFile(tmp_path / "plan.json")
+    chain = Chain(plan=file)
+    here = {"path": tmp_path, "root": tmp_path}
+    releases = (Release(5, 2, replicas=3, labels=("stable",), **here), Release(6, 3, replicas=1, default=False, **here))
+    file.write(Plan(releases, {4: "the weights are gone"}))
+    _, body = ready(chain)
+    assert body["versions"] == [
+        {"version": 2, "labels": ["stable"], "default": True, "replicas": 3, "release": 5},
+        {"version": 3, "labels": [], "default": False, "replicas": 1, "release": 6},
+    ]
+    assert body["refused"] == {"4": "the weights are gone"}
+
+
+def test_readyz_is_503_when_nobody_answers_who_names_no_version(chain, records):
+    for record in records:
+        record.default = 0
+        record.beat()
+        record.succeed()
+    status, body = ready(chain)
+    assert (status, body["status"], body["ready_replicas"]) == (503, "not ready", 2)

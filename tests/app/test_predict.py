@@ -5,6 +5,7 @@ import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from app import predict
 from serving.errors import ReplicaCrashed
 from serving.ledger import Ticket
 from serving.memory_transport import MemoryTransport
+from serving.plan import Plan, PlanFile, Release
 from serving.quarantine import digest
 from serving.store import State
 from serving.task import Reply
@@ -386,3 +388,51 @@ def test_a_fault_of_the_server_is_answered_and_logged_under_the_request_id(make_
     check_problem(response, 500, "internal")
     assert b"secret" not in response.data
     assert "request=broken-1" in caplog.text and "RuntimeError: the secret is 42" in caplog.text
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """Version 3 serves, and version 4, the canary, is to."""
+    file = PlanFile(tmp_path / "plan.json")
+    here = {"path": tmp_path, "root": tmp_path, "replicas": 1}
+    file.write(Plan((Release(1, 3, **here), Release(2, 4, default=False, labels=("canary",), **here))))
+    return file
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_request_may_name_its_version(make_chain, plan, door):
+    chain = make_chain(plan=plan).serve()
+    answer = chain.post(b'{"x": [1]}', door, X_Model_Version="3")
+    assert (answer.status_code, answer.headers["X-Model-Version"]) == (200, "3")
+    for name in ("5", "-1", "stable", "", "3.0", "9" * 30, "x" * 999):
+        detail = check_problem(chain.post(b'{"x": [1]}', door, X_Model_Version=name), 404, "model_not_found")
+        assert detail == f"no version {name[:64]!r} of the model is served; there is 3, 4, canary"
+
+
+@pytest.mark.parametrize("name", ["4", "canary"])
+def test_who_names_a_version_that_is_not_there_yet_waits_for_it(make_chain, plan, name):
+    chain = make_chain(plan=plan).ready()
+    chain.transport.serve(3, True, lambda version: True)
+    check_problem(chain.post(b'{"x": [1]}', X_Model_Version=name, X_Request_Timeout_Ms="50"), 504, "deadline")
+    # unless there is no hope: its replica pauses for longer
+    record = chain.board.records[1]
+    record.version, record.default = 4, 0
+    record.fail("the weights are gone", pause_s=60)
+    check_problem(chain.post(b'{"x": [1]}', X_Model_Version=name), 503, "model_loading")
+    # which is nothing to the others
+    check_problem(chain.post(b'{"x": [1]}', X_Request_Timeout_Ms="50"), 504, "deadline")
+
+
+def test_who_names_no_version_is_refused_where_none_by_default_will_come(make_chain, plan):
+    chain = make_chain(plan=plan).ready()
+    chain.board.records[0].default = 0
+    chain.board.records[1].fail("the weights are gone", pause_s=60)
+    check_problem(chain.post(b'{"x": [1]}'), 503, "model_loading")
+
+
+def test_a_label_is_for_the_version_that_says_so_until_the_plan_knows_another(make_chain, plan):
+    chain = make_chain(plan=plan).serve()
+    card = chain.board.records[0].card()
+    chain.board.records[0].describe(replace(card, labels=("stable", "canary")))
+    for name in ("stable", "canary"):
+        assert chain.post(b'{"x": [1]}', X_Model_Version=name).headers["X-Model-Version"] == "3"

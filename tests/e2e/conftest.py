@@ -72,7 +72,7 @@ class Server:
         # a unix socket's path must be short
         self.run_dir = Path(tempfile.mkdtemp(prefix="muleteer-"))
         self._older_semaphores = semaphores()
-        settings = {"PORT": self.port, "RUN_DIR": self.run_dir, "LOG_DIR": self.run_dir, **environ}
+        self.settings = settings = {"PORT": self.port, "RUN_DIR": self.run_dir, "LOG_DIR": self.run_dir, **environ}
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("SERVING_")}
         with (self.run_dir / "out").open("ab") as out:
             self.process = subprocess.Popen(
@@ -167,6 +167,20 @@ class Server:
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
         shutil.rmtree(self.run_dir, ignore_errors=True)
+
+
+def reload(server: Server, *arguments: str) -> tuple[int, str, str]:
+    """`entrypoint.sh reload` from somewhere else, as `docker exec` has it: its exit status, and what it said."""
+    environ = os.environ | {"PORT": str(server.port), "RUN_DIR": str(server.settings["RUN_DIR"])}
+    asked = [ROOT / "entrypoint.sh", "reload", *arguments]
+    done = subprocess.run(asked, env=environ, cwd="/", capture_output=True, text=True, timeout=PATIENCE_S)
+    return done.returncode, done.stdout, done.stderr
+
+
+def masters(server: Server, count: int) -> list[int]:
+    """Waits until so many uWSGI run."""
+    found: list[int] = wait_until(lambda: len(now := server.processes()["master"]) == count and now, f"{count} run")
+    return found
 
 
 def ask(

@@ -225,3 +225,8 @@ def test_help_tells_the_environment_and_an_unknown_argument_is_refused():
     assert all(name in told.stdout for name in ("HOST", "PORT", "MODEL", "RUN_DIR", "SERVING_<NAME>"))
     refused = subprocess.run([ROOT / "entrypoint.sh", "train"], capture_output=True, text=True)
     assert refused.returncode == 2 and "'train'" in refused.stderr
+    for command in ("serve", "reload", "status", "models", "models list", "models verify", "predict"):
+        arguments = [ROOT / "entrypoint.sh", *command.split(), "--help"]
+        assert (
+            f"usage: muleteer {command}" in subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+        )

@@ -122,7 +122,22 @@ def test_a_reload_takes_what_has_changed(clone, serve):
     assert told.splitlines()[-1] == "muleteer: reloaded: uWSGI anew, fancy, version 1, 4 replicas"
     assert told.splitlines()[-1] in out.read_text()
     ini.write_text(shipped)
+    back = run(next(command for command in COMMANDS if "reload --version" in command), clone, port)
+    assert back.splitlines()[-1] == "muleteer: reloaded: uWSGI anew, fancy, version 1, 4 replicas"
+    status = run(".venv/bin/muleteer status", clone, port)
+    assert status.startswith("ready: fancy (python)") and "pinned by `reload --version 1`" in status
     ctrl_c(process)
+
+
+def test_a_model_is_looked_at_without_a_server(clone):
+    verify, predict = (
+        command for command in COMMANDS if command.startswith(".venv/bin/muleteer") and "models" in command
+    )
+    assert "takes   image float32[8, 8]" in run(verify, clone, 0)
+    shown = json.loads(re.search(r"^```json\n(.*?)^```", README, re.S | re.M)[1])
+    assert json.loads(run(predict, clone, 0))["digit"] == shown["digit"]
+    modules = run(".venv/bin/python -m muleteer models list", clone, 0)
+    assert "version_policy = latest" in modules
 
 
 @pytest.mark.parametrize(
@@ -170,7 +185,8 @@ def test_every_other_command_is_run_by_ci():
     image = (ROOT / "tests" / "image" / "check.sh").read_text()
     ci = (ROOT / ".ci" / "run").read_text()
     rest = COMMANDS[5:]
-    assert [command for command in rest if not command.startswith("docker")] == ["make reload", "make test"]
+    own = [command for command in rest if not command.startswith(("docker", ".venv/bin/muleteer"))]
+    assert own == ["make reload", "make test"]
     assert "make check" in ci and "image/check.sh" in ci
     for command in rest:
         if command.startswith("docker run"):

@@ -85,10 +85,10 @@ ask "$sample" "\"digit\":$digit,"
 logged '^\{"time":.*"request_id":"image-check".*"status":200,'
 logged 'INFO muleteer.replica\[[0-9]+\] replica ready: digits'
 ok "docker logs has the access log and the server's own"
-docker exec "$name" ./entrypoint.sh reload --all >/dev/null || die "a reload should have succeeded"
+docker exec "$name" muleteer reload --all >/dev/null || die "a reload should have succeeded"
 ask "$sample" "\"digit\":$digit,"
 logged '^muleteer: reloaded: uWSGI anew, digits, version 1, 2 replicas'
-ok "docker exec ./entrypoint.sh reload"
+ok "docker exec muleteer reload"
 docker stop "$name" >/dev/null
 ends 0 1
 logged '^muleteer: stopped'

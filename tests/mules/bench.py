@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from mules.replica import Replica
-from serving.ledger import Ticket
+from serving.ledger import ANY, Ticket
 from serving.memory_transport import MemoryTransport
+from serving.model import ModelCard
+from serving.plan import Plan, PlanFile, Release
 from serving.settings import Settings
 from serving.signature import Signature, TensorSpec
 from serving.store import Board
@@ -31,6 +33,18 @@ class Model:
         self.seen.append(inputs["x"].tolist())
         return {"y": inputs["x"]}
 """
+
+
+def release(folder, number=1, replicas=1, **options):
+    """What the plan says of a model folder."""
+    return Release(number, folder.version, folder.path, folder.root, replicas, **options)
+
+
+def plan_file(path, *releases):
+    """Where a plan of these releases stands."""
+    file = PlanFile(path / "plan.json")
+    file.write(Plan(releases))
+    return file
 
 
 class Engine:
@@ -59,18 +73,19 @@ class Bench:
         self.transport.start_replica(1)
         self.board = Board(1, 3, 5)
         self.record = self.board.records[0]
-        self.replica = Replica(self.engine, 7, self.transport, self.record, max_batch_rows, batch_wait_ms, **options)
+        card = ModelCard("bench", 7, "python", self.engine.signature, max_batch_rows)
+        self.replica = Replica(self.engine, card, self.transport, self.record, batch_wait_ms, **options)
         self._seats = itertools.count()
 
     def ready(self, after_s=0.0):
         """Whether the board says so, some seconds from now."""
         return self.board.statuses(time.monotonic() + after_s)[0].ready
 
-    def offer(self, *rows, left_s=60.0, id="a-1", alone=False):
+    def offer(self, *rows, left_s=60.0, id="a-1", alone=False, version=ANY):
         """Put rows on the queue.  Returns the task's ticket."""
         uuid_, now = uuid.uuid4().bytes, time.monotonic()
         task = Task(uuid_, id, now, now + left_s, len(rows), {"x": np.array(rows, np.float32)})
-        ticket = Ticket(uuid_, len(rows), next(self._seats), alone=alone)
+        ticket = Ticket(uuid_, len(rows), next(self._seats), alone=alone, version=version)
         self.transport.offer(ticket, encode_task(task))
         return ticket
 

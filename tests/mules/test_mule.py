@@ -20,7 +20,7 @@ from serving.store import Board, State
 from serving.wire import decode_reply
 from tests.serving.memory_notes import MemoryNotes
 
-from .bench import MODEL, SETTINGS, Bench
+from .bench import MODEL, SETTINGS, Bench, plan_file, release
 
 
 @pytest.fixture(autouse=True)
@@ -54,22 +54,22 @@ class Signalled(MemoryTransport):
 class Life:
     """One mule of a pool of one replica and the spare."""
 
-    def __init__(self, reload_file, id=1):
+    def __init__(self, run_dir, id=1):
         self.board = Board(1, 3, 5)
         self.record = self.board.records[id - 1]
-        self.reload_file = reload_file
+        self.run_dir = run_dir
         self.timers = []
         self._id = id
 
-    def run(self, folder, transport=None, **settings):
+    def run(self, folder, transport=None, number=1, **settings):
         """Its exit status."""
+        plan = plan_file(self.run_dir, release(folder, number))
         settings = replace(SETTINGS, **settings)
         transport = transport or Signalled()
         quarantine = Quarantine(MemoryNotes(), 60)
-        self.pool = Pool(self._id, settings, self.board, transport, quarantine, self.reload_file)
+        self.pool = Pool(self._id, settings, self.board, transport, quarantine, plan)
         return mules.run(
             settings,
-            folder,
             transport,
             self.pool,
             quarantine,
@@ -82,7 +82,7 @@ class Life:
 
 @pytest.fixture
 def life(tmp_path_factory):
-    return Life(tmp_path_factory.mktemp("run") / "reload")
+    return Life(tmp_path_factory.mktemp("run"))
 
 
 def when(true, number=signal.SIGTERM):
@@ -266,7 +266,7 @@ def test_the_timer_that_a_predecessor_left_is_stopped_first(write, life):
 
 
 def test_a_spare_that_is_stopped_leaves_without_a_model(write, tmp_path_factory):
-    life = Life(tmp_path_factory.mktemp("run") / "reload", id=2)
+    life = Life(tmp_path_factory.mktemp("run"), id=2)
     # the one replica is well
     life.board.records[0].succeed()
     thread = when(lambda: life.record.state is State.SPARE)
@@ -276,7 +276,7 @@ def test_a_spare_that_is_stopped_leaves_without_a_model(write, tmp_path_factory)
 
 
 def test_a_spare_takes_the_post_that_is_free_and_answers(write, tmp_path_factory):
-    life = Life(tmp_path_factory.mktemp("run") / "reload", id=2)
+    life = Life(tmp_path_factory.mktemp("run"), id=2)
     life.board.records[0].retire()
     transport = Signalled(signal.SIGTERM)
     bench = Bench(transport=transport)
@@ -286,12 +286,11 @@ def test_a_spare_takes_the_post_that_is_free_and_answers(write, tmp_path_factory
     assert life.record.ever_ready
 
 
-def test_a_replica_is_started_for_the_reload_that_was_asked_for_last(write, life):
-    life.reload_file.write_text("7")
+def test_a_replica_says_which_release_it_was_started_for(write, life):
     transport = Signalled(signal.SIGTERM)
     Bench(transport=transport).offer([1, 2])
-    assert life.run(write(model_py=MODEL), transport) == 0
-    assert life.record.generation == 7
+    assert life.run(write(model_py=MODEL), transport, number=7) == 0
+    assert (life.record.release, life.record.version, life.record.default) == (7, 1, 1)
 
 
 class Watching(Signalled):

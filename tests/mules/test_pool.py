@@ -18,14 +18,15 @@ from mules import oom
 from mules import pool as pools
 from mules.oom import oom_kills
 from mules.pool import GONE, Pool, Post, look
-from serving.errors import ReplicaCrashed
+from serving.errors import ModelError, ReplicaCrashed
 from serving.memory_transport import MemoryTransport
+from serving.plan import Plan, PlanFile, Release
 from serving.quarantine import Quarantine, digest
 from serving.store import Board, State
 from serving.wire import decode_reply
 from tests.serving.memory_notes import MemoryNotes
 
-from .bench import SETTINGS, Bench
+from .bench import SETTINGS, Bench, plan_file
 
 # Python 3.12 and later warn when another test left a thread; children run nothing but what is written here
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -213,17 +214,21 @@ class Grave:
         self.transport = MemoryTransport(replicas=3, max_attempts=self.settings.max_attempts)
         self.bench = Bench(transport=self.transport)
         self.quarantine = Quarantine(MemoryNotes(), self.settings.quarantine_s)
-        self.reload_file = tmp_path / "reload"
+        self.plan = plan_file(tmp_path, self.release(1))
         self.victim, self.other, self.spare = self.board.records
         self.pool = self.make_pool(3)
 
     def make_pool(self, id):
-        return Pool(id, self.settings, self.board, self.transport, self.quarantine, self.reload_file)
+        return Pool(id, self.settings, self.board, self.transport, self.quarantine, self.plan)
+
+    def release(self, number, version=1, replicas=2, **options):
+        return Release(number, version, Path("1"), Path(), replicas, **options)
 
     def serve(self, pid, record=None):
         """A process is a replica that is ready."""
         record = record or self.victim
         record.start(pid)
+        record.release, record.version = 1, 1
         record.succeed()
 
     def watch(self, pool=None):
@@ -636,7 +641,7 @@ def test_a_worker_that_is_stopped_is_not_well(grave, spawn):
 def test_a_process_that_is_not_well_is_killed_and_buried_with_the_reason(grave, spawn):
     def spare():
         grave.pool.start(os.getpid())
-        until(lambda: grave.pool.watch() or not grave.victim.pid)
+        until(lambda: (grave.pool.watch(), not grave.victim.pid)[1])
 
     grave.serve(pid := spawn())
     os.kill(pid, signal.SIGSTOP)
@@ -723,7 +728,7 @@ def test_replicas_are_replaced_one_after_the_other(grave, spawn, why):
     if why == "worn":
         grave.victim.worn = grave.other.worn = 1
     else:
-        grave.reload_file.write_text("2")
+        grave.plan.write(Plan((grave.release(2),)))
     old, next_one = grave.victim.pid, grave.other.pid
     post = grave.pool._claim()
     assert post == Post(grave.victim, old) and grave.spare.post == 1
@@ -731,7 +736,7 @@ def test_replicas_are_replaced_one_after_the_other(grave, spawn, why):
     grave.spare.start(spawn())
     grave.spare.state = State.LOADING
     assert grave.pool._find_post() is None
-    grave.spare.generation = grave.pool.wanted_generation()
+    assert grave.pool.choose(post) == grave.pool.plan().releases[0]
     grave.spare.succeed()
     grave.pool.replace(post)
     dead(old)
@@ -753,11 +758,49 @@ def test_nobody_is_replaced_while_a_replica_is_missing(grave, spawn):
     assert grave.pool._claim() is None
 
 
-@pytest.mark.parametrize(("text", "generation"), [("3", 3), ("", 0), ("soon", 0), (None, 0)])
-def test_a_reload_is_asked_for_in_a_file(grave, text, generation):
+def test_each_replica_takes_the_version_that_lacks_most(grave):
+    stable, canary = grave.release(1, 1, replicas=2), grave.release(2, 2, replicas=1, default=False)
+    grave.plan.write(Plan((stable, canary)))
+    grave.spare.post = 1
+    chosen = [grave.make_pool(id).choose(None) for id in (1, 2, 3)]
+    assert chosen == [stable, canary, stable]
+    assert [record.version for record in grave.board.records] == [1, 2, 1]
+    assert [record.default for record in grave.board.records] == [1, 0, 1]
+    # each again the one that it had, as the others stay
+    assert [grave.make_pool(id).choose(None) for id in (1, 2, 3)] == chosen
+
+
+def test_one_that_replaces_another_takes_its_version(grave, spawn):
+    stable, canary = grave.release(1, 1, replicas=1), grave.release(2, 2, replicas=1, default=False)
+    grave.plan.write(Plan((stable, canary)))
+    serve_both(grave, spawn)
+    assert grave.make_pool(2).choose(None) == canary
+    grave.other.worn = 1
+    assert grave.pool.choose(grave.pool._claim()) == canary
+    assert grave.pool.knows(2) and not grave.pool.knows(3)
+
+
+def test_where_a_version_has_too_many_replicas_some_are_replaced(grave, spawn):
+    serve_both(grave, spawn)
+    assert grave.pool._claim() is None
+    grave.plan.write(Plan((grave.release(1, 1, replicas=1), grave.release(2, 2, replicas=1))))
+    post = grave.pool._claim()
+    assert post == Post(grave.other, grave.other.pid)
+    assert grave.pool.choose(post).number == 2
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"releases": [3]}', None])
+def test_a_plan_that_cannot_be_read_replaces_nobody(grave, spawn, tmp_path, text):
+    serve_both(grave, spawn)
+    file = tmp_path / "plan.json"
+    file.unlink()
     if text is not None:
-        grave.reload_file.write_text(text)
-    assert grave.pool.wanted_generation() == generation
+        file.write_text(text)
+    assert grave.pool._claim() is None
+    fresh = Pool(3, grave.settings, grave.board, grave.transport, grave.quarantine, PlanFile(file))
+    assert fresh._claim() is None
+    with pytest.raises(ModelError, match="start it with entrypoint"):
+        fresh.choose(None)
 
 
 def test_a_replica_that_ended_meanwhile_is_not_told_to_go(grave, spawn):

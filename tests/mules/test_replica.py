@@ -11,14 +11,14 @@ import pytest
 
 from mules import replica as replicas
 from mules.canary import Canary
-from serving.errors import DeadlineExceeded, EngineError, ModelError, ReplyTooLarge
+from serving.errors import DeadlineExceeded, EngineError, ModelError, ModelNotFound, ReplyTooLarge
 from serving.memory_transport import MemoryTransport
 from serving.quarantine import Quarantine, digest
 from serving.signature import TensorSpec
 from serving.store import Board
 from tests.serving.memory_notes import MemoryNotes
 
-from .bench import MODEL, SETTINGS, Bench, Engine
+from .bench import MODEL, SETTINGS, Bench, Engine, release
 
 
 def test_a_step_with_nothing_queued_takes_nothing_and_says_that_the_replica_lives():
@@ -379,13 +379,26 @@ def test_without_canary_s_nothing_is_predicted_that_nobody_asked_for(clock):
     assert bench.engine.seen == []
 
 
+def test_who_named_a_version_that_is_served_no_more_is_told():
+    bench = Bench()
+    bench.transport.serve(7, True, lambda version: version == 7)
+    mine, gone = bench.offer([1], version=7), bench.offer([2], version=6)
+    assert bench.replica.step(0) == 1
+    assert bench.outputs(mine) == [[2]]
+    reply = bench.reply(gone)
+    assert isinstance(reply.error, ModelNotFound) and "version 6 of the model is not served any more" in str(
+        reply.error
+    )
+    assert bench.engine.seen == [[[1]]]
+
+
 @pytest.fixture
 def record():
     return Board(1, 3, 5).records[0]
 
 
 def load(folder, record, **settings):
-    return replicas.load(replace(SETTINGS, **settings), folder, MemoryTransport(), record)
+    return replicas.load(replace(SETTINGS, **settings), release(folder), MemoryTransport(), record)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Model folders: which version is served, what model.toml may say, the sample, and the card."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.errors import ModelError
-from serving.model import ModelCard, ModelFolder, specs
+from serving.model import ModelCard, ModelFolder, identity, labels, specs, versions
 from serving.signature import DTYPES, Signature, TensorSpec
 
 XY = Signature((TensorSpec("x", "float32", (2,)), TensorSpec("y", "string")), ())
@@ -200,3 +201,56 @@ CARDS = st.builds(ModelCard, st.text(), st.integers(0), st.text(), st.builds(Sig
 @given(CARDS)
 def test_a_card_comes_back_from_its_json(card):
     assert ModelCard.from_dict(json.loads(json.dumps(card.as_dict()))) == card
+
+
+def test_each_version_has_its_folder_and_one_without_folders_is_version_1(tmp_path):
+    for name in ("2", "010", "10", "9", "x", "²", "1.5"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+    root = tmp_path / "models"
+    assert versions(root) == {2: root / "2", 9: root / "9", 10: root / "10"}
+    (tmp_path / "plain").mkdir()
+    assert versions(tmp_path / "plain") == {1: tmp_path / "plain"}
+
+
+def test_the_identity_changes_with_the_files_and_with_model_toml_but_for_labels(tmp_path):
+    root, path = tmp_path, tmp_path / "1"
+    (path / "variables").mkdir(parents=True)
+    (path / "variables" / "weights").write_text("one")
+    seen = {identity(path, root)}
+
+    def changed():
+        before = len(seen)
+        seen.add(identity(path, root))
+        return len(seen) > before
+
+    assert not changed()
+    (path / "variables" / "weights").write_text("three")
+    assert changed()
+    os.utime(path / "variables" / "weights", (0, 0))
+    assert changed()
+    (path / "more").touch()
+    assert changed()
+    (root / "model.toml").write_text("max_batch_rows = 3")
+    assert changed()
+    (root / "model.toml").write_text("max_batch_rows = 3\n[labels]\nstable = 1")
+    assert not changed()
+    (path / "__pycache__").mkdir()
+    (path / "__pycache__" / "model.pyc").touch()
+    (root / "2").mkdir()
+    assert not changed()
+
+
+@pytest.mark.parametrize(
+    ("toml", "expected"),
+    [("", {}), ("[labels]\nstable = 1\nmy-label_2 = 0", {"stable": 1, "my-label_2": 0})],
+)
+def test_labels_are_those_of_the_root(tmp_path, toml, expected):
+    (tmp_path / "model.toml").write_text(toml)
+    assert labels(tmp_path) == expected
+
+
+@pytest.mark.parametrize("line", ["1 = 1", "a = true", 'a = "1"', '"ä" = 1', '"a b" = 1', f"{'a' * 65} = 1"])
+def test_a_label_that_is_none_is_told(tmp_path, line):
+    (tmp_path / "model.toml").write_text(f"[labels]\n{line}")
+    with pytest.raises(ModelError, match="stable = 1 would do"):
+        labels(tmp_path)

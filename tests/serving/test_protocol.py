@@ -13,6 +13,8 @@ memory, before the others run or among them.  For larger scenes schedules are dr
 
 Any order of whole acts, with any kills, is drawn by a state machine.
 
+Some tasks name a version: two replicas serve one of them and the third another, by default as well or not.
+
 What is not checked here: uWSGI's queue and lock; reads and writes that the processor reorders; reads that end
 in the middle of a write, but for those of which the halves of the write are seen.
 """
@@ -29,12 +31,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from serving.ledger import Again, Replies
+from serving.ledger import ANY, Again, Replies
 from serving.memory_transport import MemoryTransport
 
 from .transport_contract import at, frame
 
 SEATS, REPLICAS, PLACES = 4, 3, 4
+# the versions that some kinds of tasks name; nobody serves the last one
+UNKNOWN = 9
+NAMED = {"w": 1, "v": 2, "x": 3, "u": UNKNOWN}
 
 
 class Killed(BaseException):
@@ -82,7 +87,7 @@ class Shared(MemoryTransport):
         # who takes turns, while they do
         self.turns = None
         for part, names in [
-            (self._seats, ("_rows", "_heads", "_frames", "_queued", "_claimed")),
+            (self._seats, ("_rows", "_heads", "_frames", "_queued", "_claimed", "_versions", "_naming")),
             (self._again, ("_flags", "_tickets")),
             (self._replies, ("_uuids",)),
             (self, ("_asleep",)),
@@ -91,7 +96,7 @@ class Shared(MemoryTransport):
             for name in names:
                 memory = getattr(part, name)
                 where = len(self._memories)
-                self._memories.append((memory, bytes(memory) if isinstance(memory, mmap.mmap) else [0] * len(memory)))
+                self._memories.append((memory, bytes(memory) if isinstance(memory, mmap.mmap) else list(memory)))
                 setattr(part, name, Memory(memory, partial(self.step, where), partial(self.look, where)))
         self.clear()
 
@@ -101,8 +106,8 @@ class Shared(MemoryTransport):
             if isinstance(memory, mmap.mmap):
                 memory[:] = nothing
             else:
-                for index in range(len(memory)):
-                    memory[index] = 0
+                for index, value in enumerate(nothing):
+                    memory[index] = value
         self._queue.clear()
         self.steps, self.last = 0, None
         # the seats whose threads were woken; and the uuids of all replies that were ever left
@@ -181,6 +186,10 @@ class Shared(MemoryTransport):
         self.step("doorbell")
         super()._ring()
 
+    def _ring_all(self):
+        self.step("doorbell")
+        super()._ring_all()
+
 
 def digest(ticket):
     return ticket.uuid + ticket.uuid[:8]
@@ -195,9 +204,11 @@ def shared(max_attempts):
 class World:
     """Threads that wait, replicas that live and die, and what became of each task."""
 
-    def __init__(self, max_attempts=2):
+    def __init__(self, max_attempts=2, versions=None):
         self.transport = shared(max_attempts)
         self.transport.clear()
+        # by replica: its version, and whether it serves by default
+        self.versions = versions or {}
         self.max_attempts = max_attempts
         self.numbers = itertools.count(1)
         # by seat
@@ -228,7 +239,7 @@ class World:
 
     def put(self, seat, kind="t", rows=1):
         number = next(self.numbers)
-        ticket = at(number, seat=seat, rows=rows, alone=kind == "a")
+        ticket = at(number, seat=seat, rows=rows, alone=kind == "a", version=NAMED.get(kind, ANY))
         self.executed[ticket.uuid] = 0
         if kind == "k":
             self.killers.add(ticket.uuid)
@@ -281,12 +292,17 @@ class World:
     def act(self, id, acts, steps=None, backwards=False):
         """A replica acts, and perhaps dies of it.  Returns whether it was cut off."""
         with self.transport.living(steps) as death:
-            self.transport.start_replica(id, lambda: len(self.alive))
+            self.start(id)
             for act in acts:
                 self._acts[act](self, id, backwards)
         if death:
             self.die(id)
         return any(isinstance(error, Cut) for error in death)
+
+    def start(self, id):
+        self.transport.start_replica(id, lambda: len(self.alive))
+        version, default = self.versions.get(id, (ANY, True))
+        self.transport.serve(version, default, lambda version: version != UNKNOWN)
 
     def die(self, id):
         self.dead.add(id)
@@ -314,6 +330,10 @@ class World:
     def _take(self, id, backwards):
         taken = self.transport.take(0, 2)
         self.holding.setdefault(id, []).extend(taken)
+        version, default = self.versions.get(id, (ANY, True))
+        for one in taken:
+            named = one.ticket.version
+            assert named == version or (default and named in (ANY, UNKNOWN)), "taken by another version"
         if self.transport.turns is None and any(one.ticket.alone for one in taken):
             risking = sum(self.transport._held[other - 1].alone() for other in self.alive)
             assert risking <= max(1, len(self.alive) - 1), "all replicas are on suspects"
@@ -374,6 +394,7 @@ class World:
         assert not self.waiting, "a task is lost"
         transport = self.transport
         transport.start_replica(1, lambda: 1)
+        transport.serve(ANY, True, lambda version: False)
         # drops what nobody waits for
         assert transport.take(0, 99) == []
         assert not transport._queue and not transport._mutex.locked() and not transport.waiting()
@@ -388,17 +409,17 @@ class World:
 # ---- every kill
 
 
-def scenario(tasks, max_attempts=2):
-    """Tasks wait: "t" is tame, "a" a suspect, "k" kills what predicts it, and on "e" the model raises."""
-    world = World(max_attempts)
+def scenario(tasks, max_attempts=2, versions=None):
+    """Tasks wait: "t" is tame, "a" a suspect, "k" kills what predicts it, and on "e" the model raises; NAMED others."""
+    world = World(max_attempts, versions)
     for seat, kind in enumerate(tasks):
         assert world.offer(seat, kind)
     return world
 
 
-def live(tasks, programs, kills, eager, backwards, max_attempts):
+def live(tasks, programs, kills, eager, backwards, max_attempts, versions):
     """Replicas live one after the other, each for its number of steps.  Returns whether the last was cut off."""
-    world = scenario(tasks, max_attempts)
+    world = scenario(tasks, max_attempts, versions)
     cut = False
     for (id, acts), steps in zip(programs, kills, strict=False):
         cut = world.act(id, acts if id not in world.dead else "R" + acts, steps, backwards)
@@ -408,16 +429,16 @@ def live(tasks, programs, kills, eager, backwards, max_attempts):
     return cut
 
 
-def kill_everywhere(tasks, programs, eager, backwards, max_attempts, kills=()):
+def kill_everywhere(tasks, programs, eager, backwards, max_attempts, kills=(), versions=None):
     """Kill each of some replicas after each of its steps: all that there are of such lives.  Returns how many."""
     count = 0
     for steps in itertools.count():
         count += 1
-        cut = live(tasks, programs, (*kills, steps), eager, backwards, max_attempts)
+        cut = live(tasks, programs, (*kills, steps), eager, backwards, max_attempts, versions)
         if not cut:
             return count
         if len(kills) + 1 < len(programs):
-            count += kill_everywhere(tasks, programs, eager, backwards, max_attempts, (*kills, steps))
+            count += kill_everywhere(tasks, programs, eager, backwards, max_attempts, (*kills, steps), versions)
 
 
 # R: recover the dead, T: take, P: predict and publish, S: serve to the end
@@ -452,14 +473,23 @@ def test_whatever_step_is_the_last_of_each_of_three_replicas(tasks, second, orde
     assert kill_everywhere(tasks, [(1, "S"), (2, second), (3, "TRS")], True, ORDERS[order], 2) > 200
 
 
-@pytest.mark.parametrize("kind", ["t", "a"])
+@pytest.mark.parametrize("third", [True, False], ids=["by default", "not by default"])
+@pytest.mark.parametrize("programs", [[(1, "S"), (3, "RS")], [(3, "S"), (2, "TRPS")], [(1, "TP"), (2, "RS"), (3, "S")]])
+@pytest.mark.parametrize("tasks", ["v", "w", "u", "tv", "vw", "va"])
+def test_whatever_step_is_the_last_of_a_replica_where_there_are_two_versions(tasks, programs, third):
+    versions = {1: (1, True), 2: (1, True), 3: (2, third)}
+    for eager in (True, False):
+        assert kill_everywhere(tasks, programs, eager, False, 2, versions=versions) > 10
+
+
+@pytest.mark.parametrize("kind", ["t", "a", "v"])
 def test_whatever_step_is_the_last_of_a_worker(kind):
     # of a queue of any depth; and what waits at the seat of another worker is answered
     last = 0
     for before, steps in itertools.product(range(SEATS), range(40)):
         # a replica takes what a dead thread has offered before the next worker is there, or after
         for acts in ("T", ""):
-            world = scenario("t" * before)
+            world = scenario("t" * before, versions={3: (2, False)})
             cut = not world.offer(SEATS - 1, kind, steps=steps)
             world.act(1, acts)
             if cut:
@@ -587,11 +617,12 @@ class Turns:
     def _yield(self, to):
         actor = self._runs
         if to is not actor:
-            actor.own = self._transport._own
+            transport = self._transport
+            actor.own = transport._own, transport._version, transport._default
             self._pass(to)
             actor.gate.acquire()
             self._runs = actor
-            self._transport._own = actor.own
+            transport._own, transport._version, transport._default = actor.own
         if self._over:
             raise Parked
 
@@ -632,8 +663,9 @@ class Scene:
     A replica may be dead, or live for so many steps.  The threads of tasks are at the first seats.
     """
 
-    def __init__(self, tasks, replicas, threads=None, dead=None, lives=None, max_attempts=2):
+    def __init__(self, tasks, replicas, threads=None, dead=None, lives=None, max_attempts=2, versions=None):
         self._tasks = tasks
+        self._versions = versions
         self._replicas = replicas
         self._threads = threads or {}
         # of one that has died: its acts and its steps
@@ -643,7 +675,7 @@ class Scene:
 
     def begin(self):
         """Returns the world, and whether the dead one was cut off."""
-        world = scenario(self._tasks, self._max_attempts)
+        world = scenario(self._tasks, self._max_attempts, self._versions)
         return world, self._dead is not None and world.act(1, *self._dead)
 
     def play(self, plan, backwards=False):
@@ -656,14 +688,14 @@ class Scene:
             turns.add(partial(self._thread, world, turns, seat, acts))
         turns.run(THREADS)
         # before the threads come to look: what is answered must not be predicted again
-        for id in world.alive[:1]:
+        for id in world.alive if self._versions else world.alive[:1]:
             world.act(id, "RS")
         world.finish(backwards)
         return turns
 
     @staticmethod
     def _replica(world, turns, id, acts):
-        world.transport.start_replica(id, lambda: len(world.alive))
+        world.start(id)
         for act in acts:
             if act == "D":
                 turns.wait(lambda: world.dead)
@@ -789,6 +821,23 @@ def test_whoever_runs_while_nobody_dies():
     assert count > 20
 
 
+@pytest.mark.parametrize("third", [True, False], ids=["by default", "not by default"])
+def test_whoever_runs_where_there_are_two_versions(third):
+    versions = {1: (1, True), 2: (1, True), 3: (2, third)}
+    count = sum(
+        every_schedule(Scene(tasks, replicas, threads, versions=versions), bound)
+        for tasks, replicas, threads, bound in [
+            ("v", {1: "TP", 3: "TP"}, {}, 2),
+            ("v", {1: "TP", 3: "TP"}, {0: "LvW"}, 1),
+            ("v", {1: "TP", 3: "TPTP"}, {0: "WtW"}, 1),
+            ("tv", {1: "TP", 3: "TP"}, {0: "LvW"}, 1),
+            ("t", {1: "TPTP", 3: "TP"}, {0: "WuW"}, 1),
+        ]
+    )
+
+    assert count > 20
+
+
 @settings(max_examples=300, derandomize=True, database=None, deadline=None)
 @given(
     tasks=st.text("ttkea", min_size=1, max_size=2),
@@ -818,15 +867,19 @@ PLACES_TO_SIT = st.integers(0, SEATS - 1)
 class WholeActs(RuleBasedStateMachine):
     """Threads, workers and replicas in any order, each of which may die at any of its steps."""
 
+    versions = None
+    kinds = "ttekaa"
+
     def __init__(self):
         super().__init__()
-        self.world = World()
+        self.world = World(versions=self.versions)
 
     @precondition(lambda self: len(self.world.waiting) < SEATS)
-    @rule(seat=PLACES_TO_SIT, kind=st.sampled_from("ttekaa"), rows=st.integers(1, 2), steps=STEPS)
-    def offer(self, seat, kind, rows, steps):
+    @rule(seat=PLACES_TO_SIT, number=st.integers(0, 11), rows=st.integers(1, 2), steps=STEPS)
+    def offer(self, seat, number, rows, steps):
         if seat in self.world.waiting:
             return
+        kind = self.kinds[number % len(self.kinds)]
         self.worker_follows(seat)
         if not self.world.offer(seat, kind, rows, steps):
             self.worker_dies(seat)
@@ -910,5 +963,14 @@ class WholeActs(RuleBasedStateMachine):
         self.world.check()
 
 
+class WholeActsOfVersions(WholeActs):
+    """The same where the replicas do not all serve the same."""
+
+    versions = {1: (1, True), 2: (2, True), 3: (3, False)}
+    kinds = "tvvwxeka"
+
+
 TestAnyOrderOfActs = WholeActs.TestCase
 TestAnyOrderOfActs.settings = settings(max_examples=400, stateful_step_count=60, deadline=None)
+TestAnyOrderOfActsOfVersions = WholeActsOfVersions.TestCase
+TestAnyOrderOfActsOfVersions.settings = settings(max_examples=400, stateful_step_count=60, deadline=None)

@@ -190,7 +190,10 @@ def test_a_value_at_its_limit_is_accepted(read, values, accepted):
         ({"SERVING_DEADLINE_MS": "5.5"}, "[serving] deadline_ms = 5.5: it must be a whole number, for example 8"),
         ({"SERVING_LOG_LEVEL": "LOUD"}, "[serving] log_level = LOUD: it is one of debug, info, warning, error"),
         ({"SERVING_DEADLIN_MS": "5"}, "deadlin_ms = 5: there is no such setting; did you mean deadline_ms?"),
-        ({"SERVING_X": "5"}, "[serving] x = 5: there is no such setting; the keys are model, deadline_ms, max_batch_"),
+        (
+            {"SERVING_X": "5"},
+            "[serving] x = 5: there is no such setting; the keys are model, version_policy, version_poll_s, ",
+        ),
     ],
 )
 def test_the_environment_overrides_the_file(read, refused, environ, values):

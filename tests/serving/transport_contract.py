@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from serving.errors import DeadlineExceeded, FrameTooLarge, ReplyTooLarge
-from serving.ledger import Ticket
+from serving.ledger import ANY, Ticket
 from serving.transport import _YIELDS
 
 SEATS, REPLICAS = 24, 4
@@ -39,9 +39,9 @@ def frame(number, size=16):
     return uuid(number) + bytes(size - 16)
 
 
-def at(number, seat=None, rows=1, alone=False):
+def at(number, seat=None, rows=1, alone=False, version=ANY):
     """A ticket; at a seat of its own as long as no more than SEATS are about."""
-    return Ticket(uuid(number), rows, number % SEATS if seat is None else seat, alone=alone)
+    return Ticket(uuid(number), rows, number % SEATS if seat is None else seat, alone=alone, version=version)
 
 
 def soon(wait_s=PATIENCE_S):
@@ -722,6 +722,104 @@ class TransportContract:
 
         woken, _ = together(lambda: take_some(transport), offer_later)
         assert numbers(woken) == [1]
+
+    # ---- versions
+
+    def test_a_task_that_names_a_version_is_left_to_those_who_serve_it(self, transport):
+        transport.serve(1, True, lambda version: True)
+        for number, version in enumerate([2, 1, ANY, 0, 2]):
+            offer(transport, number, version=version)
+        assert numbers(take(transport)) == [1, 2]
+        assert not transport._tempting() and take(transport) == []
+        transport.start_replica(2)
+        transport.serve(2, False, lambda version: True)
+        # the queue is for the others
+        offer(transport, 5)
+        offer(transport, 6, version=2)
+        assert transport._tempting() and numbers(take(transport)) == [0, 4, 6]
+        assert not transport._tempting() and take(transport) == []
+        transport.start_replica(3)
+        transport.serve(0, True, lambda version: True)
+        assert numbers(take(transport, 1)) == [5] and numbers(take(transport)) == [3]
+
+    def test_a_version_that_nobody_serves_is_taken_by_those_who_serve_by_default(self, transport):
+        offer(transport, 1, version=3)
+        for id, default in ((2, False), (1, True)):
+            transport.start_replica(id)
+            transport.serve(id, default, lambda version: version < 3)
+            assert transport._tempting() is default
+            assert numbers(take(transport)) == [1] * default
+
+    def test_what_names_a_version_comes_again_to_those_who_serve_it(self, transport):
+        transport.serve(2, False, lambda version: True)
+        offer(transport, 1, version=2)
+        transport.begin(take(transport))
+        transport.start_replica(2)
+        transport.serve(1, True, lambda version: True)
+        assert [ticket.uuid for ticket in recover(transport, 1).again] == [uuid(1)]
+        # but for its seat, which may still be on the queue
+        assert take(transport) == [] and not transport._tempting()
+        transport.start_replica(3)
+        transport.serve(2, False, lambda version: True)
+        (one,) = take(transport)
+        assert (one.ticket.version, one.ticket.attempts, one.ticket.alone) == (2, 1, True)
+
+    def test_a_suspect_that_names_a_version_is_predicted_alone_by_those_who_serve_it(self, transport):
+        for number in range(2):
+            offer(transport, number, alone=True, version=2)
+        transport.serve(1, True, lambda version: True)
+        assert take(transport) == []
+        transport.start_replica(2, lambda: 3)
+        transport.serve(2, False, lambda version: True)
+        assert numbers(take(transport)) == [0]
+        transport.start_replica(3, lambda: 3)
+        transport.serve(2, False, lambda version: True)
+        assert numbers(take(transport)) == [1]
+
+    def test_no_seat_that_names_a_version_waits_for_others_for_ever(self, transport):
+        transport.serve(2, False, lambda version: True)
+        found = []
+        for number in range(SEATS):
+            offer(transport, number, version=2)
+        for number in range(SEATS, 3 * SEATS):
+            taken = take(transport, 1)
+            found += numbers(taken)
+            finish(transport, taken)
+            # its seat is the first that is taken again
+            offer(transport, number, seat=taken[0].ticket.seat, version=2)
+        assert found == [*range(2 * SEATS)]
+
+    def test_a_sleeping_replica_wakes_for_what_names_its_version(self, transport):
+        def offer_later(number):
+            time.sleep(BRIEFLY_S)
+            offer(transport, number, version=2)
+
+        for number in range(6):
+            # by default as well, or not
+            transport.serve(2, number % 2 == 0, lambda version: True)
+            taken, _ = together(lambda: take_some(transport), lambda number=number: offer_later(number))
+            assert numbers(taken) == [number]
+
+    def test_all_that_may_be_meant_are_rung(self, transport):
+        rings = []
+        transport.serve(1, True, lambda version: True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(transport, "_ring", lambda: rings.append("one"))
+            patch.setattr(transport, "_ring_all", lambda: rings.append("all"))
+            # the second sleeps for any task, the third for those of its version
+            transport._asleep[1], transport._asleep[2] = 1, 2
+            offer(transport, 1)
+            assert rings == ["one"] and numbers(take(transport)) == [1]
+            offer(transport, 2, version=2)
+            assert rings == ["one", "one", "all"]
+            # pulled by a replica of another version, which nobody else sees then
+            transport._asleep[1], transport._asleep[2] = 1, 0
+            rings.clear()
+            assert take(transport) == [] and rings == ["all"]
+            transport._asleep[1] = 0
+            rings.clear()
+            offer(transport, 3, version=2)
+            assert take(transport) == [] and rings == []
 
     # ---- both
 

@@ -50,7 +50,7 @@ def transport():
     assert take(transport) == []
     uwsgi.cache_clear()
     transport._epoll.close()
-    for fd in (transport._doorbell, *transport._wakers):
+    for fd in (transport._doorbell, transport._gong, *transport._wakers):
         os.close(fd)
 
 

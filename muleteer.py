@@ -1,0 +1,361 @@
+"""Muleteer's command line: serve a model, look after its server, and look at models without one.
+
+Runs in:  a process of its own; `serve` becomes the supervisor.  A model is loaded in another, which ends with it.
+Units:    seconds, MB of 2**20 bytes.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import multiprocessing
+import os
+import re
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import reload
+from instance import readyz
+from nginx import StartError
+from serving.errors import ModelError, ServingError, SettingsError
+from serving.model import ModelFolder, identity, labels, versions
+from serving.plan import POLICY
+from serving.settings import Settings
+from supervisor import ROOT, SIGNALS, Supervisor, ini_of, run_dir_of
+
+MIB = 1 << 20
+HELP = """\
+Serves a model over HTTP: nginx, uWSGI, and long-lived mules that each hold a copy of it.
+
+Environment:
+  HOST        address to listen on (127.0.0.1)
+  PORT        port to listen on (8080)
+  MODEL       folder of the model (model in uwsgi.ini)
+  INI         the uwsgi.ini to use (the one beside this program)
+  RUN_DIR     folder for sockets, pid files and nginx's own files (run/PORT)
+  LOG_DIR     folder for access.log and server.log (unset: standard output and error)
+  MULES, WORKERS, THREADS, QUEUE, SERVING_<NAME>   override uwsgi.ini
+"""
+SERVE = """\
+Starts nginx and uWSGI, tells when it is ready, and stays.  This is what happens without a command, too.
+
+SIGTERM and SIGINT drain: nginx stops accepting and finishes, then uWSGI does; a second one ends it at once.  Exits with
+0 after a stop, 2 when a setting is wrong, 1 when nginx or uWSGI ends by itself or no replica can load the model.
+"""
+RELOAD = """\
+Asks the server of PORT or RUN_DIR to take what has changed without losing a request, and follows it.  A new version of
+the model, or the same one anew: its replicas are replaced one after another.  A new uwsgi.ini: a second uWSGI starts
+beside the first, takes over when all of its replicas are ready, and the first one finishes.  When it fails, what served
+serves on.  Exits with 0 when it is done, 1 when it failed, 2 when no server runs there.  SIGHUP does the same, and
+SIGUSR1 as --all.  The environment is that of the start.
+"""
+STATUS = """\
+Shows what the server of PORT or RUN_DIR serves.  Exits with 0 when it is ready, 1 when it is not, 2 when none runs.
+"""
+VERIFY = """\
+Loads a version as a replica would, predicts its sample, and compares with answer.json where there is one.  Exits with 0
+when it could be served, 1 when it could not.
+"""
+PREDICT = """\
+Loads the model, answers the body in FILE as POST /predict would, and ends.  Exits with 1 when there is no answer.
+"""
+
+
+class Failed(Exception):
+    """A command has failed, in one sentence."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command.  Returns the exit status: 2 for a wrong argument or setting."""
+    for stream in (1, 2):
+        # several processes write to them: where they are files, each line goes to the end
+        fcntl.fcntl(stream, fcntl.F_SETFL, fcntl.fcntl(stream, fcntl.F_GETFL) | os.O_APPEND)
+    asked = _parser().parse_args(arguments or ["serve"])
+    environ = dict(os.environ)
+    for name in ("model", "host", "port", "mules"):
+        if getattr(asked, name, None) is not None:
+            environ[name.upper()] = str(getattr(asked, name))
+    if asked.run is not _serve:
+        # Ctrl-C ends this process alone
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    try:
+        status: int = asked.run(asked, environ)
+        return status
+    except Failed as error:
+        return _refuse(1, error)
+    except (SettingsError, ModelError, StartError) as error:
+        return _refuse(2 if asked.run in (_serve, _list) else 1, error)
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser("muleteer", description=HELP, **raw)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, run: Callable[..., int], short: str, text: str, within: Any = commands) -> Any:
+        command = within.add_parser(name, help=short, description=text, **raw)
+        command.set_defaults(run=run)
+        return command
+
+    serve = add("serve", _serve, "serve a model (the default)", SERVE)
+    serve.add_argument("--model", help="folder of the model (MODEL)")
+    serve.add_argument("--host", help="address to listen on (HOST)")
+    serve.add_argument("--mules", help="how many replicas (MULES)")
+    again = add("reload", _reload, "let the server take what has changed", RELOAD)
+    again.add_argument("--all", action="store_true", help="everything anew: the code too, other inputs or outputs")
+    which = again.add_mutually_exclusive_group()
+    told = "serve these from now on, also after a new start: 2, or 2,3, latest, all; the way back"
+    which.add_argument("--version", type=_policy, metavar="VERSIONS", help=told)
+    which.add_argument(
+        "--unpin", action="store_const", const="", dest="version", help="serve what version_policy says again"
+    )
+    status = add("status", _status, "show what the server serves", STATUS)
+    models = commands.add_parser("models", help="look at models", description="Looks at models, without a server.")
+    looks = models.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    listing = add(
+        "list", _list, "the versions that there are", "Shows the versions of a model, and which are served.", looks
+    )
+    verify = add("verify", _verify, "load a version and try it", VERIFY, looks)
+    predict = add("predict", _predict, "answer one request without a server", PREDICT)
+    predict.add_argument("file", metavar="FILE", help="a body as for POST /predict; - for standard input")
+    for command in (serve, again, status):
+        command.add_argument("--port", help="the server's port (PORT)")
+    for command in (listing, verify, predict):
+        command.add_argument("--model", help="folder of the model (MODEL, or model in uwsgi.ini)")
+    for command in (verify, predict):
+        command.add_argument("--version", type=int, help="which version (the highest)")
+    for command in (status, listing, verify):
+        command.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _policy(text: str) -> str:
+    if not POLICY.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a version, numbers, latest, latest 2 or all")
+    return text
+
+
+# ---- the server
+
+
+def _serve(asked: argparse.Namespace, environ: dict[str, str]) -> int:
+    # each thread that can wait needs a file
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return Supervisor(environ).run()
+
+
+def _reload(asked: argparse.Namespace, environ: dict[str, str]) -> int:
+    return reload.ask(run_dir_of(environ), asked.all, asked.version)
+
+
+def _status(asked: argparse.Namespace, environ: dict[str, str]) -> int:
+    run_dir = run_dir_of(environ)
+    if not reload.server_pid(run_dir):
+        return _refuse(2, f"no server runs in {run_dir}; set PORT or RUN_DIR as for serve")
+    ready = readyz(run_dir / "control.sock")
+    status = ready.get("status", "not ready")
+    if asked.json:
+        print(json.dumps(ready or {"status": status}))
+        return int(status != "ready")
+    model = ready.get("model")
+    print(f"{status}: {model['name']} ({model['engine']})" if model else status)
+    releases = ready.get("versions", [])
+    if releases:
+        rows = []
+        for one in releases:
+            names = [*one["labels"], *(["answers who names none"] if one["default"] else [])]
+            rows.append([one["version"], ", ".join(names), one["replicas"]])
+        _table(["version", "labels", "replicas"], rows)
+    rows = [
+        [one["id"], one["pid"], one["version"], one["state"], one["tasks"], f"{one['rss_mb']} MB", one["reason"]]
+        for one in ready.get("replicas", [])
+    ]
+    if rows:
+        _table(["replica", "pid", "version", "state", "tasks", "memory", ""], rows)
+    for version, reason in ready.get("refused", {}).items():
+        print(f"version {version} is not served: {reason}")
+    if policy := reload.pinned(run_dir):
+        print(f"pinned by `reload --version {policy}`; `reload --unpin` ends that")
+    return int(status != "ready")
+
+
+# ---- models
+
+
+def _settings(environ: dict[str, str]) -> Settings:
+    # what the user names is relative to where the user is, and the rest to where this file is
+    for key in ("MODEL", "SERVING_MODEL"):
+        if environ.get(key):
+            environ[key] = str(Path(environ[key]).absolute())
+    ini = ini_of(environ)
+    os.chdir(ROOT)
+    return Settings.read(ini, environ)
+
+
+def _folder(asked: argparse.Namespace, settings: Settings) -> ModelFolder:
+    found = versions(settings.model)
+    version = max(found) if asked.version is None else asked.version
+    if version not in found:
+        raise Failed(
+            f"there is no version {version} in {settings.model}; there are {', '.join(map(str, sorted(found)))}"
+        )
+    return ModelFolder.open(found[version], settings.model, version)
+
+
+def _list(asked: argparse.Namespace, environ: dict[str, str]) -> int:
+    settings = _settings(environ)
+    root = settings.model
+    named = labels(root)
+    found = [
+        {
+            "version": version,
+            "labels": sorted(label for label, labelled in named.items() if labelled == version),
+            "path": str(path),
+            "mb": round(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / MIB, 1),
+            "identity": identity(path, root),
+        }
+        for version, path in sorted(versions(root).items())
+    ]
+    if asked.json:
+        print(json.dumps({"model": str(root), "version_policy": settings.version_policy, "versions": found}))
+    else:
+        print(f"{root}, version_policy = {settings.version_policy}")
+        rows = [[one["version"], ", ".join(one["labels"]), f"{one['mb']} MB", one["path"]] for one in found]  # type: ignore[arg-type]
+        _table(["version", "labels", "size", "path"], rows)
+    return 0
+
+
+def _verify(asked: argparse.Namespace, environ: dict[str, str]) -> int:
+    settings = _settings(environ)
+    folder = _folder(asked, settings)
+    found = _apart(_try, folder, settings)
+    if asked.json:
+        print(json.dumps(found))
+        return 0
+    print(f"{folder.name}, version {folder.version} ({found['engine']}), {folder.path}")
+    print(f"  takes   {', '.join(found['inputs'])}")
+    print(f"  gives   {', '.join(found['outputs'])}")
+    times = ", ".join(f"{ms:.2f} ms for {rows} {'row' if rows == '1' else 'rows'}" for rows, ms in found["ms"].items())
+    print(f"  loads   in {found['load_s']:.1f} s; then it takes {times}")
+    print(f"  memory  {found['mb']} MB, {found['model_mb']} of them for the model and its framework")
+    print(f"  answer  {'as answer.json says' if found['compared'] else 'not compared: there is no answer.json'}")
+    return 0
+
+
+def _predict(asked: argparse.Namespace, environ: dict[str, str]) -> int:
+    try:
+        body = sys.stdin.buffer.read() if asked.file == "-" else Path(asked.file).read_bytes()
+    except OSError as error:
+        raise Failed(f"{asked.file}: {error.strerror}") from error
+    settings = _settings(environ)
+    print(_apart(_answer, _folder(asked, settings), settings, body))
+    return 0
+
+
+# ---- in a process of its own
+
+
+def _try(folder: ModelFolder, settings: Settings) -> dict[str, Any]:
+    """Load a model, and what a replica does before it is ready."""
+    from mules import engines
+    from mules.canary import Canary
+
+    before, start = _rss_mb(), time.monotonic()
+    engine = engines.load(folder, settings.threads_per_replica)
+    load_s = time.monotonic() - start
+    signature, answer = engine.signature, folder.answer(engine.signature)
+    most = min(limit for limit in (settings.max_batch_rows, engine.max_batch_rows) if limit)
+    took = Canary(engine, folder.sample(signature), answer).warm_up(most)
+    return {
+        "name": folder.name,
+        "version": folder.version,
+        "engine": engines.find(folder),
+        "inputs": [f"{spec.name} {spec}" for spec in signature.inputs],
+        "outputs": [f"{spec.name} {spec}" for spec in signature.outputs],
+        "load_s": load_s,
+        "ms": {str(rows): seconds * 1000 for rows, seconds in took},
+        "mb": _rss_mb(),
+        "model_mb": _rss_mb() - before,
+        "compared": answer is not None,
+    }
+
+
+def _answer(folder: ModelFolder, settings: Settings, body: bytes) -> str:
+    """What POST /predict answers."""
+    from app import codec
+    from mules import engines
+    from mules.canary import check_outputs
+
+    engine = engines.load(folder, settings.threads_per_replica)
+    inputs, encode = codec.decode(body, engine.signature, engine.max_batch_rows or settings.max_batch_rows)
+    outputs = engine.predict(inputs)
+    check_outputs(outputs, engine.signature, engine.signature.rows(inputs))
+    return encode(outputs).decode()
+
+
+def _rss_mb() -> int:
+    return int(re.findall(r"VmRSS:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) // 1024
+
+
+def _apart(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function gives, called in a process that ends with it; Failed with what it raises, or died of."""
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(theirs, work, *arguments))
+    process.start()
+    theirs.close()
+    try:
+        kind, found = mine.recv()
+    except EOFError:
+        process.join()
+        code = process.exitcode or 0
+        how = (
+            f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with status {code}"
+        )
+        raise Failed(f"the process that loaded the model {how}") from None
+    process.join()
+    if kind == "error":
+        raise Failed(found)
+    return found
+
+
+def _run(connection: Connection, work: Callable[..., Any], *arguments: Any) -> None:
+    # what the model prints is not the answer
+    os.dup2(2, 1)
+    try:
+        connection.send(("found", work(*arguments)))
+    except (ModelError, ServingError) as error:
+        connection.send(("error", str(error)))
+    except (Exception, SystemExit) as error:
+        connection.send(("error", f"the model raised {type(error).__name__}: {error}"))
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    # a framework's threads may not end
+    os._exit(0)
+
+
+# ---- words
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    lines = [head, *([str("" if cell is None else cell) for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _refuse(status: int, error: object) -> int:
+    print(f"muleteer: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

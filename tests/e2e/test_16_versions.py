@@ -1,0 +1,313 @@
+"""New versions without a gap: they appear, are loaded and checked, and take over; or they change nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT, Server, ask, descendants, masters, reload, wait_until, write_model
+
+# answers with its version, and has as much memory as its folder says
+MODEL = """
+from pathlib import Path
+
+class Model:
+    inputs = {{{input!r}: "string"}}
+    outputs = {{"res": "string"}}
+    batched = False
+
+    def __init__(self, path):
+        self.weights = b"w" * ({mib} << 20)
+        {load}
+
+    def predict(self, inputs):
+        (text,) = inputs.values()
+        if text == "die":
+            import os
+            os.kill(os.getpid(), 9)
+        return {{"res": "{version} " + text}}
+"""
+
+
+def source(version, mib=1, load="pass", input="text"):
+    return MODEL.format(version=version, mib=mib, load=load, input=input)
+
+
+def write_version(model, version, answer=None, **options):
+    """A version folder that appears as a whole."""
+    new = write_model(model / f"new-{version}", source(version, **options))
+    if answer is not None:
+        (new / "answer.json").write_text(json.dumps({"res": answer}))
+    return new.rename(model / str(version))
+
+
+@pytest.fixture
+def model(tmp_path):
+    write_version(tmp_path / "model", 1)
+    return tmp_path / "model"
+
+
+def label(model, **labels):
+    """Replace model.toml as a whole."""
+    lines = ["[labels]", *(f"{name} = {version}" for name, version in labels.items())]
+    (model / "new.toml").write_text("\n".join(lines))
+    (model / "new.toml").rename(model / "model.toml")
+
+
+@contextmanager
+def load(server, *names, clients=4):
+    """Clients that do not cease to ask for versions by these names, "" for none: which answered each.
+
+    Each answer is that of the version which it says it is.
+    """
+    found = {name: Counter() for name in names}
+    wrong = []
+    over = threading.Event()
+
+    def client(number, name):
+        headers = {"X-Model-Version": name} if name else {}
+        with closing(server.connect()) as connection:
+            turn = 0
+            while not over.is_set():
+                turn += 1
+                sent = f"{number}/{turn}"
+                try:
+                    answer = ask(connection, "POST", "/predict", json.dumps({"text": sent}).encode(), headers)
+                    version = answer.headers.get("x-model-version")
+                    if answer.status != 200 or answer.json != {"res": f"{version} {sent}"}:
+                        wrong.append((name, sent, answer))
+                    found[name][version] += 1
+                except Exception as error:
+                    wrong.append((name, sent, error))
+                    connection.close()
+
+    with ThreadPoolExecutor(clients * len(names)) as pool:
+        running = [pool.submit(client, number, name) for name in names for number in range(clients)]
+        try:
+            wait_until(lambda: all(sum(of.values()) >= clients for of in found.values()) or wrong, "all clients ask")
+            yield found
+            counts = {name: sum(of.values()) for name, of in found.items()}
+            wait_until(
+                lambda: all(sum(of.values()) >= counts[name] + clients for name, of in found.items()) or wrong,
+                "all clients still ask",
+            )
+        finally:
+            over.set()
+        for one in running:
+            one.result()
+    assert wrong == []
+
+
+def versions(server):
+    """The versions of the replicas that serve; [] while others are there."""
+    ready = server.ready()
+    return sorted(replica["version"] for replica in ready["replicas"] if replica["ready"])
+
+
+def pids(server, version):
+    """The replicas of a version that serve."""
+    return [one["pid"] for one in server.ready()["replicas"] if one["ready"] and one["version"] == version]
+
+
+def serves(server, *wanted):
+    wait_until(lambda: versions(server) == sorted(wanted), f"the replicas serve {wanted}")
+
+
+def named(server, name=None):
+    """The answer of the version of this name."""
+    return server.predict({"text": "x"}, **({"X_Model_Version": str(name)} if name is not None else {}))
+
+
+def memory_mib(server):
+    """What all of its processes use, PSS."""
+    found = 0
+    for pid in descendants(server.process.pid):
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        found += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return found / 1024
+
+
+def test_a_version_that_appears_takes_over_by_itself_with_one_copy_more_at_the_most(start, model):
+    write_version(model, 2, mib=200)
+    server = start(MODEL=model, MULES=3, SERVING_VERSION_POLL_S=1).wait_ready()
+    serves(server, 2, 2, 2)
+    with load(server, "") as found:
+        wait_until(lambda: sum(found[""].values()) > 500, "it is in its stride")
+        before, most = memory_mib(server), 0.0
+        write_version(model, 3, mib=200)
+
+        def done():
+            nonlocal most
+            most = max(most, memory_mib(server))
+            return "reloaded: model, version 3, 3 of 3 replicas" in server.output and versions(server) == [3, 3, 3]
+
+        wait_until(done, "version 3 serves")
+        assert set(found[""]) == {"2", "3"}
+        after = wait_until(lambda: (now := memory_mib(server)) < before * 1.05 and now, "the memory is back", 20)
+    assert after > before * 0.95
+    assert most < before + 200 * 1.5
+    assert server.stop() == 0, server.output
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        ({"load": "raise RuntimeError('the weights are gone')"}, "the weights are gone"),
+        ({"answer": "4 is what it should say"}, "output 'res' of the sample differs from answer.json"),
+    ],
+    ids=["does not load", "answers wrongly"],
+)
+def test_a_broken_version_changes_nothing_and_is_not_tried_again_until_it_changes(start, model, broken, told):
+    server = start(MODEL=model, MULES=2, SERVING_VERSION_POLL_S=1).wait_ready()
+    replicas = [replica["pid"] for replica in server.ready()["replicas"]]
+    with load(server, ""):
+        write_version(model, 4, **broken)
+        refused = wait_until(lambda: server.ready()["refused"], "it is refused")
+        assert set(refused) == {"4"} and told in refused["4"]
+        assert "not reloaded, and what served serves on: " in server.output and told in server.output
+        loads = server.log.count("cannot load the model")
+        # some looks later
+        label(model, stable=1)
+        wait_until(lambda: server.ready()["versions"][0]["labels"] == ["stable"], "it has looked again")
+        assert server.log.count("cannot load the model") == loads and set(server.ready()["refused"]) == {"4"}
+        assert [replica["pid"] for replica in server.ready()["replicas"]] == replicas
+        assert named(server).headers["x-model-version"] == "1"
+        (model / "model.toml").unlink()
+        # it changes
+        write_model(model / "4", source(4))
+        (model / "4" / "answer.json").unlink(missing_ok=True)
+        serves(server, 4, 4)
+    assert server.ready()["refused"] == {}
+
+
+def test_labels_are_for_versions_and_a_request_may_name_either(start, model):
+    write_version(model, 2)
+    label(model, stable=1, canary=2)
+    server = start(MODEL=model, MULES=3, SERVING_VERSION_POLICY="all", SERVING_VERSION_POLL_S=1).wait_ready()
+    assert "version 1 (stable) and version 2 (canary) (python)" in server.output
+    serves(server, 1, 1, 2)
+    with load(server, "", "1", "2", "stable", "canary") as found:
+        wait_until(lambda: min(sum(of.values()) for of in found.values()) > 50, "all are answered")
+    assert {name: set(of) for name, of in found.items()} == {
+        "": {"1"},
+        "1": {"1"},
+        "2": {"2"},
+        "stable": {"1"},
+        "canary": {"2"},
+    }
+    about = [(one["version"], one["labels"], one["default"]) for one in server.ready()["versions"]]
+    assert about == [(1, ["stable"], True), (2, ["canary"], False)]
+    for name in ("3", "x", "-1", "1.0", "²", "9" * 30):
+        refusal = named(server, name.encode().decode("latin-1"))
+        assert (refusal.status, refusal.json["code"]) == (404, "model_not_found"), name
+    assert named(server, "x").json["detail"] == "no version 'x' of the model is served; there is 1, 2, canary, stable"
+    # the labels move, and no model is loaded again
+    replicas = [replica["pid"] for replica in server.ready()["replicas"]]
+    with load(server, "", "1", "2"):
+        label(model, stable=2, old=1)
+        wait_until(lambda: {named(server).headers["x-model-version"] for _ in range(5)} == {"2"}, "the label has moved")
+        wait_until(lambda: named(server, "old").status == 200, "the other has moved")
+        # and the replicas with them: the default has most
+        serves(server, 1, 2, 2)
+    assert set(replicas) & {replica["pid"] for replica in server.ready()["replicas"]}
+    assert named(server, "canary").status == 404
+
+
+def test_a_replica_that_dies_of_those_who_named_it_loses_nobody(start, model):
+    write_version(model, 2)
+    label(model, stable=1)
+    settings = {"SERVING_VERSION_POLICY": "all", "SERVING_QUARANTINE_S": 1}
+    server = start(MODEL=model, MULES=2, **settings).wait_ready()
+    serves(server, 1, 2)
+    with load(server, "", "1", "2"):
+        for _ in range(3):
+            (victim,) = pids(server, 2)
+            os.kill(victim, signal.SIGKILL)
+            wait_until(
+                lambda pid=victim: len(found := pids(server, 2)) == 1 and found != [pid], "version 2 is there again"
+            )
+        dies = server.predict({"text": "die"}, X_Model_Version="2")
+        assert (dies.status, dies.json["code"]) == (500, "replica_crashed")
+        serves(server, 1, 2)
+
+
+def test_the_way_back_is_one_command_and_holds_after_a_new_start(start, model, tmp_path):
+    write_version(model, 2)
+    server = start(MODEL=model, MULES=2).wait_ready()
+    with load(server, ""):
+        status, out, err = reload(server, "--version", "1")
+        assert (status, err) == (0, "") and out.splitlines()[-1].endswith("model, version 1, 2 of 2 replicas")
+        assert versions(server) == [1, 1]
+        # a version that is not there changes neither what serves nor what is pinned
+        status, _, err = reload(server, "--version", "7")
+        assert status == 1 and "version_policy = 7: there is no version 7; there are 1, 2" in err
+        assert reload(server)[0] == 0
+        assert versions(server) == [1, 1]
+    assert server.stop() == 0
+    again = start(MODEL=model, MULES=2, RUN_DIR=server.run_dir, PORT=server.port).wait_ready()
+    assert "pinned by `reload --version 1`; `reload --unpin` ends that" in again.output
+    assert versions(again) == [1, 1]
+    assert reload(again, "--unpin")[0] == 0
+    assert versions(again) == [2, 2]
+
+
+def test_other_inputs_or_outputs_are_refused_unless_everything_is_taken_anew(start, model):
+    server = start(MODEL=model, MULES=1).wait_ready()
+    before = masters(server, 1)
+    with load(server, ""):
+        write_version(model, 2, input="words")
+        status, _, err = reload(server)
+        assert status == 1 and masters(server, 1) == before
+        told = (
+            "version 2 takes and gives words string → res string, and version 1, which serves, text string → res string"
+        )
+        assert told in err and "reload --all" in err
+    status, out, _ = reload(server, "--all")
+    assert status == 0 and out.endswith("uWSGI anew, model, version 2, 1 replicas\n")
+    assert server.predict({"words": "x"}).json == {"res": "2 x"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "toml", "mules", "told"),
+    [
+        ("newest", "", 1, "version_policy = newest: it is latest, latest and how many (latest 2), all, or the numbers"),
+        ("3", "", 1, "version_policy = 3: there is no version 3; there are 1, 2"),
+        ("all", "", 1, "version_policy = all serves 2 versions (1, 2), each by a replica of its own, and mules = 1"),
+        (
+            "latest",
+            "[labels]\nstable = 1",
+            1,
+            "the label 'stable' is for version 1, and version_policy = latest serves 2",
+        ),
+        ("latest", "[labels]\n1a = 2", 1, "[labels] 1a = 2: a label begins with a letter"),
+        ("latest", "[labels]\na = true", 1, "[labels] a = True: a label begins with a letter"),
+    ],
+)
+def test_what_cannot_be_served_together_is_told_at_the_start(model, tmp_path, policy, toml, mules, told):
+    write_version(model, 2)
+    (model / "model.toml").write_text(toml)
+    server = Server(MODEL=model, MULES=mules, SERVING_VERSION_POLICY=policy)
+    try:
+        assert server.process.wait(60) == 2
+        assert told in server.output and server.output.count("\n") == 1
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--version", "x"], ["--version", "2", "--unpin"], ["all"]])
+def test_a_wrong_argument_is_told(arguments, tmp_path):
+    environ = os.environ | {"RUN_DIR": str(tmp_path)}
+    asked = subprocess.run(
+        [ROOT / "entrypoint.sh", "reload", *arguments], env=environ, capture_output=True, text=True, check=False
+    )
+    assert asked.returncode == 2 and "usage: muleteer" in asked.stderr

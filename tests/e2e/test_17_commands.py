@@ -1,0 +1,135 @@
+"""The command line beside serve and reload: what it tells of servers and models, and how it ends."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from .conftest import FANCY, PATIENCE_S, ROOT, wait_until, write_model
+from .test_16_versions import label, source, write_version
+
+DIES = """
+class Model:
+    inputs = outputs = {"x": "int64"}
+    def __init__(self, path):
+        import os
+        os.kill(os.getpid(), 11)
+"""
+
+
+def muleteer(*arguments, cwd="/", **environ):
+    """What it printed and complained of, and its exit status."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("SERVING_")}
+    done = subprocess.run(
+        [ROOT / "entrypoint.sh", *map(str, arguments)],
+        env=inherited | {key: str(value) for key, value in environ.items()},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    return done.stdout, done.stderr, done.returncode
+
+
+@pytest.fixture
+def model(tmp_path):
+    write_version(tmp_path / "model", 1)
+    write_version(tmp_path / "model", 2, mib=50)
+    return tmp_path / "model"
+
+
+def test_status_tells_what_is_served(start, model):
+    label(model, stable=1, canary=2)
+    server = start(MODEL=model, MULES=3, SERVING_VERSION_POLICY="all").wait_ready()
+    wait_until(lambda: all(one["ready"] for one in server.ready()["replicas"]), "all are ready")
+    out, err, status = muleteer("status", RUN_DIR=server.run_dir)
+    assert (err, status) == ("", 0)
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0] == ["ready:", "model", "(python)"]
+    assert lines[1:4] == [
+        ["version", "labels", "replicas"],
+        ["1", "stable,", "answers", "who", "names", "none", "2"],
+        ["2", "canary", "1"],
+    ]
+    assert lines[4] == ["replica", "pid", "version", "state", "tasks", "memory"]
+    assert sorted(line[2] for line in lines[5:]) == ["1", "1", "2"] and {line[3] for line in lines[5:]} == {"ready"}
+    out, err, status = muleteer("status", "--json", RUN_DIR=server.run_dir)
+    assert (json.loads(out)["status"], json.loads(out)["ready_replicas"], err, status) == ("ready", 3, "", 0)
+
+
+def test_status_tells_of_a_server_that_is_not_ready_and_of_none(start, tmp_path):
+    holds = "import time\nwhile True:\n    time.sleep(0.1)\n"
+    server = start(MODEL=write_model(tmp_path / "model", holds), MULES=1)
+    found = wait_until(
+        lambda: (found := muleteer("status", RUN_DIR=server.run_dir))[2] == 1 and "loading" in found[0] and found,
+        "it loads",
+    )
+    assert found[0].startswith("not ready\n") and found[1] == ""
+    assert muleteer("status", "--port", "1", cwd=ROOT)[2] == 2
+    _, err, status = muleteer("status", RUN_DIR=tmp_path)
+    assert (err, status) == (f"muleteer: no server runs in {tmp_path}; set PORT or RUN_DIR as for serve\n", 2)
+
+
+def test_the_versions_of_a_model_are_listed(model):
+    label(model, stable=1)
+    out, err, status = muleteer("models", "list", "--model", "model", cwd=model.parent)
+    assert (err, status) == ("", 0)
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0] == [f"{model},", "version_policy", "=", "latest"]
+    assert lines[2:] == [["1", "stable", "0.0", "MB", str(model / "1")], ["2", "0.0", "MB", str(model / "2")]]
+    out, _, _ = muleteer("models", "list", "--json", MODEL=model)
+    assert [one["version"] for one in json.loads(out)["versions"]] == [1, 2]
+    _, err, status = muleteer("models", "list", "--model", "there is none", cwd=model.parent)
+    assert (err.count("\n"), status) == (1, 2) and "there is none does not exist; set MODEL" in err
+
+
+def test_a_model_is_verified_in_a_process_of_its_own(model):
+    out, err, status = muleteer("models", "verify", MODEL=model)
+    assert (err, status) == ("", 0)
+    told = [line.split() for line in out.splitlines()]
+    assert told[0] == ["model,", "version", "2", "(python),", str(model / "2")]
+    assert told[1:3] == [["takes", "text", "string"], ["gives", "res", "string"]]
+    assert "for 1 row" in out and "not compared: there is no answer.json" in out
+    found = json.loads(muleteer("models", "verify", "--json", "--version", "1", MODEL=model)[0])
+    assert (found["version"], found["inputs"], found["compared"]) == (1, ["text string"], False)
+    # version 2 has 50 MB more
+    heavier = json.loads(muleteer("models", "verify", "--json", MODEL=model)[0])
+    assert 40 < heavier["model_mb"] - found["model_mb"] < 60
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "arguments", "told"),
+    [
+        (DIES, None, [], "the process that loaded the model was killed by signal 11 (SIGSEGV)"),
+        ("raise SystemExit(3)", None, [], "the model raised SystemExit: 3"),
+        ("raise RuntimeError('the weights are gone')", None, [], "the model raised RuntimeError: the weights are gone"),
+        ("print('no class')", None, [], "has no class Model"),
+        (source(1), "other", [], "output 'res' of the sample differs from answer.json"),
+        (source(1), None, ["--version", "3"], "there is no version 3 in "),
+    ],
+)
+def test_a_model_that_cannot_be_served_is_told(tmp_path, text, answer, arguments, told):
+    folder = write_model(tmp_path / "model", text)
+    if answer:
+        (folder / "answer.json").write_text(json.dumps({"res": answer}))
+    out, err, status = muleteer("models", "verify", *arguments, MODEL=folder)
+    assert (out, status) == ("", 1)
+    assert told in err.splitlines()[-1] and err.splitlines()[-1].startswith("muleteer: ")
+
+
+def test_a_file_is_answered_as_the_server_answers_it(fancy, tmp_path):
+    body = (FANCY / "sample.json").read_bytes() if (FANCY / "sample.json").exists() else b'{"text": "a wild mule"}'
+    (tmp_path / "body.json").write_bytes(body)
+    out, err, status = muleteer("predict", "body.json", "--model", FANCY, cwd=tmp_path)
+    assert (err, status) == ("", 0)
+    assert out == fancy.request("POST", "/predict", body).body.decode() + "\n"
+    for name, content, told in [
+        ("none.json", None, "none.json: No such file or directory"),
+        ("bad.json", "{", "JSON"),
+        ("other.json", '{"y": 1}', "the model takes"),
+    ]:
+        if content is not None:
+            (tmp_path / name).write_text(content)
+        out, err, status = muleteer("predict", name, "--model", FANCY, cwd=tmp_path)
+        assert (out, status) == ("", 1) and told in err, name

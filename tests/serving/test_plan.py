@@ -1,0 +1,119 @@
+"""Plans: which versions a policy serves, with how many replicas, and what stays of the plan before."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from serving.errors import ModelError
+from serving.plan import POLICY, Found, Plan, PlanFile, plan
+
+ROOT = Path("models")
+
+
+def found(*versions, **identities):
+    """What there is; identities by "v" and the version."""
+    return {one: Found(ROOT / str(one), ROOT, identities.get(f"v{one}", "same")) for one in versions}
+
+
+def make(*versions, policy="latest", labels=None, mules=4, before=Plan(), anew=False, **identities):  # noqa: B008
+    return plan(found(*versions, **identities), policy, labels or {}, mules, before, anew)
+
+
+def about(made):
+    return [(release.number, release.version, release.replicas, release.default) for release in made.releases]
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("latest", [10]),
+        ("latest 1", [10]),
+        ("latest 2", [10, 9]),
+        ("latest 9", [10, 2, 9]),
+        ("all", [10, 2, 9]),
+        ("9", [9]),
+        ("2,9", [9, 2]),
+        ("9, 2", [9, 2]),
+    ],
+)
+def test_a_policy_chooses_by_number_and_the_highest_is_the_default(policy, expected):
+    assert POLICY.fullmatch(policy)
+    made = make(2, 9, 10, policy=policy)
+    assert [release.version for release in made.releases] == expected
+    assert [release.default for release in made.releases] == [True] + [False] * (len(expected) - 1)
+    assert made.default.path == ROOT / str(expected[0])
+
+
+@pytest.mark.parametrize("policy", ["", "latest0", "latest 0", "latest -1", "1;2", "newest", "1,", "-1", "²"])
+def test_what_is_no_policy_is_none(policy):
+    assert not POLICY.fullmatch(policy)
+
+
+@pytest.mark.parametrize(("mules", "shares"), [(3, [1, 1, 1]), (4, [2, 1, 1]), (8, [4, 2, 2])])
+def test_the_versions_share_the_mules_and_the_rest_is_for_the_default(mules, shares):
+    made = make(1, 2, 3, policy="all", labels={"stable": 2}, mules=mules)
+    assert [(release.version, release.replicas) for release in made.releases] == list(
+        zip([2, 1, 3], shares, strict=True)
+    )
+
+
+def test_labels_are_for_versions_and_stable_is_the_default():
+    made = make(1, 2, policy="all", labels={"stable": 1, "canary": 2, "old": 1})
+    assert [(release.version, release.labels, release.default) for release in made.releases] == [
+        (1, ("old", "stable"), True),
+        (2, ("canary",), False),
+    ]
+    assert made.versions == {"stable": 1, "canary": 2, "old": 1, "1": 1, "2": 2}
+    assert str(made) == "version 1 (old, stable) and version 2 (canary)"
+
+
+@pytest.mark.parametrize(
+    ("versions", "options", "told"),
+    [
+        ([1, 2], {"policy": "3"}, "version_policy = 3: there is no version 3; there are 1, 2"),
+        ([1, 2], {"policy": "all", "mules": 1}, "and mules = 1; mules = 2 would do"),
+        ([1, 2], {"labels": {"a": 1}}, "version_policy = latest serves 2; version_policy = 1, 2 would do"),
+        ([], {}, "no version of the model can be served"),
+    ],
+)
+def test_what_does_not_fit_is_told_with_the_fix(versions, options, told):
+    with pytest.raises(ModelError) as caught:
+        make(*versions, **options)
+    assert told in str(caught.value)
+
+
+def test_a_release_stays_until_its_version_changes_or_all_is_loaded_anew():
+    first = make(1, 2, policy="all")
+    assert about(first) == [(1, 2, 2, True), (2, 1, 2, False)]
+    assert make(1, 2, policy="all", before=first) == first
+    # other labels and shares are no other release
+    moved = make(1, 2, policy="all", labels={"stable": 1}, mules=5, before=first)
+    assert about(moved) == [(2, 1, 3, True), (1, 2, 2, False)]
+    changed = make(1, 2, policy="all", before=first, v1="changed")
+    assert about(changed) == [(1, 2, 2, True), (3, 1, 2, False)]
+    assert about(make(1, 2, 3, before=first)) == [(3, 3, 4, True)]
+    assert about(make(1, 2, policy="all", before=changed, anew=True)) == [(4, 2, 2, True), (5, 1, 2, False)]
+    # the way back is a release of its own: what served then was loaded before
+    assert about(make(1, policy="1", before=make(1, 2, before=first))) == [(2, 1, 4, True)]
+
+
+def test_who_lacks_most_is_loaded_next_and_who_is_too_many_goes():
+    made = make(1, 2, policy="all", mules=5)
+    assert [made.lacking(numbers).number for numbers in ([], [1], [1, 2], [1, 2, 1, 1])] == [1, 2, 1, 2]
+    assert made.surplus([1, 2, 1, 1, 2]) == [False] * 5
+    assert made.surplus([1, 2, 2, 2, 7, 1]) == [False, False, False, True, True, False]
+    assert Plan().surplus([1, 2]) == [False, False]
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path):
+    file, reader = PlanFile(tmp_path / "plan.json"), PlanFile(tmp_path / "plan.json")
+    assert reader.read() == Plan()
+    for made in (make(1), make(1, 2, policy="all", labels={"stable": 1}), Plan((), {3: "it is broken"})):
+        file.write(made)
+        assert reader.read() == made and file.read() == made
+    # what cannot be read changes nothing
+    (tmp_path / "plan.json").unlink()
+    assert reader.read() == made
+    (tmp_path / "plan.json").write_text(json.dumps({"releases": [{"number": 1}], "refused": {}}))
+    assert reader.read() == made
