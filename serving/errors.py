@@ -16,8 +16,9 @@
        ├─ ReplicaCrashed        500 replica_crashed, with Retry-After while it is refused
        └─ ReplyTooLarge         500 reply_too_large
 
-Two more end a process, never a request: SettingsError (it refuses to start) and ModelError (the model folder cannot
-be served, and trying again would not help).
+Others end a process, never a request: SettingsError (it refuses to start), ModelError (the model folder cannot be
+served, and trying again would not help) and SourceError (the model cannot be had from where it is said to be; as
+SourceUnavailable there was no answer, and another time there may be one).
 
 Runs in:  both.
 """
@@ -146,6 +147,14 @@ class SettingsError(Exception):
 
 class ModelError(Exception):
     """The model folder cannot be served, and trying again would not help."""
+
+
+class SourceError(Exception):
+    """The model cannot be had from its source; the message names the place, the reason and what would help."""
+
+
+class SourceUnavailable(SourceError):
+    """The source gave no answer: what was fetched from it before can be served."""
 
 
 def _tree(root: type[ServingError]) -> list[type[ServingError]]:

@@ -1,0 +1,44 @@
+"""Where models come from: folders, buckets, web servers and MLflow behind one contract, and the store that keeps them.
+
+    source = sources.open("s3://models/digits", say)
+    store = Store(root, max_bytes)
+    found = store.look(source)                 what there is, or was when the place last answered
+    path = store.fetch(source, max(found.identities))
+
+Runs in:  before the fork: nothing here knows of uWSGI or of mules.
+Raises:   SourceError and SourceUnavailable, in one sentence, without a secret.
+"""
+
+import importlib
+import re
+
+from serving.errors import SourceError
+from sources.source import Say, Source
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
+# each scheme's module and class, imported when a URL asks for it, and with it the library that it needs
+_SCHEMES = {
+    "s3": ("s3", "S3"),
+    "gs": ("gs", "GoogleStorage"),
+    "https": ("https", "Https"),
+    "http": ("https", "Https"),
+    "models": ("mlflow", "Registry"),
+    "runs": ("mlflow", "Run"),
+}
+
+
+def open(url: str, say: Say = lambda text: None) -> Source:
+    """The source that a URL or a path names; say is told of retries and progress, a line each time."""
+    scheme = _SCHEME.match(url)
+    module, name = ("folder", "Folder") if scheme is None else _SCHEMES.get(scheme[1].lower(), ("", ""))
+    if scheme and not module:
+        raise SourceError(
+            f"{scheme[1]}: is nothing that models come from; a folder, s3://, gs://, https://, models:/ and runs:/ are"
+        )
+    source: Source = getattr(importlib.import_module(f"sources.{module}"), name)(url, say)
+    return source
+
+
+def is_url(text: str) -> bool:
+    """Whether it names a place elsewhere, and not a path."""
+    return _SCHEME.match(text) is not None

@@ -1,0 +1,174 @@
+"""Models of an MLflow server: registered ones by alias or version, and what a run has logged.
+
+The server is MLFLOW_TRACKING_URI's, and credentials come from MLFLOW_TRACKING_USERNAME and the like.  A server that
+does not pass files on itself sends its client to a bucket, whose extra is needed too.
+
+Raises:   SourceError, SourceUnavailable.
+"""
+
+import os
+import re
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from serving.errors import SourceError
+from sources.retries import told
+from sources.source import ATTEMPTS, FULL, READ_TIMEOUT_S, Say, Source, Versions, digest, library, model_name
+
+# MLflow's own would wait for minutes, tell its makers of each use, and draw bars
+_ENVIRON = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(ATTEMPTS - 1),
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(READ_TIMEOUT_S),
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+_REGISTERED = re.compile(r"models:/+(?P<name>[^/@']+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))?/?")
+_LOGGED = re.compile(r"runs:/+(?P<run>[^/]+)/(?P<path>.+?)/?")
+
+
+class MLflow(Source):
+    """What both kinds have in common: a client, its errors, and the files behind an address of MLflow's own."""
+
+    def __init__(self, url: str, say: Say) -> None:
+        super().__init__(url, say)
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            raise self.error("it needs MLFLOW_TRACKING_URI, the address of the MLflow server")
+        for name, value in _ENVIRON.items():
+            os.environ.setdefault(name, value)
+        self._mlflow = library("mlflow", "mlflow", self.url)
+        self._exceptions = library("mlflow.exceptions", "mlflow", self.url)
+        self._artifacts = library("mlflow.artifacts", "mlflow", self.url)
+
+    @abstractmethod
+    def address(self, version: int) -> str:
+        """What MLflow calls a version's files."""
+
+    def size(self, version: int) -> int | None:
+        sizes = [size for _, size in self._list(self.address(version))]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+    def fetch(self, version: int, into: Path, max_bytes: int) -> None:
+        incoming = into / "incoming"
+        incoming.mkdir(exist_ok=True)
+        with self._errors():
+            brought = Path(self._artifacts.download_artifacts(self.address(version), dst_path=str(incoming)))
+        target = into / str(version)
+        if brought.is_file():
+            target.mkdir()
+            brought.rename(target / brought.name)
+        else:
+            brought.rename(target)
+        if incoming.exists():
+            incoming.rmdir()
+
+    def _list(self, address: str) -> list[tuple[str, int | None]]:
+        """The files and their sizes."""
+        with self._errors():
+            return sorted(self._walk(address.rstrip("/"), ""))
+
+    def _walk(self, address: str, folder: str) -> Iterator[tuple[str, int | None]]:
+        for entry in self._artifacts.list_artifacts(f"{address}/{folder}".rstrip("/")):
+            name = f"{folder}/{entry.path.rpartition('/')[2]}".lstrip("/")
+            if entry.is_dir:
+                yield from self._walk(address, name)
+            else:
+                yield name, entry.file_size
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """MLflow's errors as ours."""
+        try:
+            with told(self.say, self.url):
+                yield
+        except self._exceptions.MlflowException as error:
+            for number in FULL:
+                # of what its threads raised it keeps the words
+                if os.strerror(number) in str(error):
+                    raise OSError(number, os.strerror(number)) from error
+            raise self._refused(int(error.get_http_status_code()), error) from error
+        except requests.RequestException as error:
+            raise self._refused(getattr(error.response, "status_code", 503), error) from error
+
+    def _refused(self, status: int, error: Exception) -> SourceError:
+        code = getattr(error, "error_code", status)
+        if status in (401, 403):
+            return self.error(
+                f"the MLflow server refuses these credentials ({code}); they come from MLFLOW_TRACKING_USERNAME and"
+                " MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+            )
+        if status == 404:
+            return self.error(
+                f"the MLflow server has nothing of that name ({code}); correct it, or MLFLOW_TRACKING_URI"
+            )
+        if status == 429 or status >= 500:
+            return self.unavailable(error)
+        return self.error(f"the MLflow server refuses it ({code}); correct the URL")
+
+
+class Registry(MLflow):
+    """A registered model: all its versions, one of them, or whichever an alias means now."""
+
+    def __init__(self, url: str, say: Say) -> None:
+        super().__init__(url, say)
+        if not (found := _REGISTERED.fullmatch(url)):
+            raise self.error("an address is models:/name@alias, models:/name/3, or models:/name for all versions")
+        self.name = model_name(f"models:/{found['name']}/").removesuffix("/")
+        self._registered, self._alias, self._version = found["name"], found["alias"], found["version"]
+
+    def versions(self) -> Versions:
+        with self._errors():
+            client = self._mlflow.MlflowClient()
+            aliases = {
+                alias: int(version) for alias, version in client.get_registered_model(self._registered).aliases.items()
+            }
+            wanted = self._wanted(aliases)
+            found = {version: _identity(client, self._registered, version) for version in wanted} if wanted else None
+            if found is None:
+                entries = client.search_model_versions(f"name='{self._registered}'")
+                found = {int(entry.version): _fingerprint(entry) for entry in entries if entry.status == "READY"}
+        if not found:
+            raise self.error("the registered model has no version that is ready; register one")
+        return Versions(found, {alias: version for alias, version in aliases.items() if version in found})
+
+    def address(self, version: int) -> str:
+        return f"models:/{self._registered}/{version}"
+
+    def _wanted(self, aliases: dict[str, int]) -> list[int]:
+        if self._version:
+            return [int(self._version)]
+        if self._alias is None:
+            return []
+        if self._alias not in aliases:
+            has = f"its aliases are {', '.join(sorted(aliases))}" if aliases else "it has none"
+            raise self.error(f"the registered model has no alias {self._alias}: {has}; set one, or name a version")
+        return [aliases[self._alias]]
+
+
+class Run(MLflow):
+    """What a run has logged under a path, version 1."""
+
+    def __init__(self, url: str, say: Say) -> None:
+        super().__init__(url, say)
+        if not _LOGGED.fullmatch(url):
+            raise self.error("an address is runs:/id/path, as MLflow shows it beside a run's model")
+
+    def versions(self) -> Versions:
+        files = self._list(self.address(1))
+        return Versions({1: digest(files)})
+
+    def address(self, version: int) -> str:
+        return self.url
+
+
+def _identity(client: Any, name: str, version: int) -> str:
+    return _fingerprint(client.get_model_version(name, str(version)))
+
+
+def _fingerprint(entry: Any) -> str:
+    return digest([entry.version, entry.run_id, entry.source, entry.creation_timestamp])
