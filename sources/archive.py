@@ -139,10 +139,11 @@ def _tarred(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
             if not (member.isreg() or member.isdir()):
                 raise _no_file(archive, member.name)
             yield member.name, opened.extractfile(member)
-        # tarfile ends quietly where it finds no header; a whole archive ends with zeros
+        # tarfile ends quietly where it finds no header: a whole archive ends with zeros, and its sum comes after them
         plain.seek(opened.offset)
-        if plain.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("it ends too early")
+        end, rest = plain.read(tarfile.BLOCKSIZE), plain.read(_MAX_READ_BYTES)
+        if end != bytes(tarfile.BLOCKSIZE) or len(rest) == _MAX_READ_BYTES:
+            raise tarfile.ReadError("it does not end as a tar does")
 
 
 def _no_file(archive: Path, name: str) -> SourceError:

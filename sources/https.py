@@ -21,7 +21,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from sources.retries import told
-from sources.source import ATTEMPTS, CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Say, Source, Versions, digest, inside
+from sources.source import ATTEMPTS, CONNECT_TIMEOUT_S, PAUSE_S, READ_TIMEOUT_S, Say, Source, Versions, digest, inside
 
 _AGAIN = (429, 500, 502, 503, 504)
 _LONGEST_PAUSE_S = 30
@@ -96,7 +96,7 @@ class Https(Source):
             session.max_redirects = _MAX_REDIRECTS
             retry = urllib3.Retry(
                 ATTEMPTS - 1,
-                backoff_factor=1,
+                backoff_factor=PAUSE_S / 2,
                 status_forcelist=_AGAIN,
                 raise_on_status=False,
                 # a server may ask for hours

@@ -20,8 +20,9 @@ from serving.errors import SourceError, SourceUnavailable
 
 Say = Callable[[str], None]
 ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
-# how often a library asks again, and how long each of its calls may take
+# how often a library asks, the pause after its second failure, which doubles, and how long each call may take
 ATTEMPTS = 5
+PAUSE_S = 2.0
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 60
 # nothing more can be written
@@ -68,7 +69,7 @@ class Source(ABC):
         return SourceError(f"{self.url}: {reason}")
 
     def unavailable(self, error: BaseException) -> SourceUnavailable:
-        return SourceUnavailable(f"{self.url} gives no answer: {reason(error)}")
+        return SourceUnavailable(f"{self.url} gives no good answer: {reason(error)}")
 
 
 def shown(url: str) -> str:
@@ -126,4 +127,4 @@ def reason(error: BaseException) -> str:
         if isinstance(cause, OSError) and cause.strerror:
             # that of a certificate tells more than its number
             return str(getattr(cause, "verify_message", "") or cause.strerror)
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(list(chain(error))[-1]).__name__).lower()

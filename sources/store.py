@@ -188,6 +188,7 @@ class Store:
 
     def _download(self, source: Source, version: int, into: Path, size: int | None, what: str) -> str:
         """Bring the files, and give the identity that they have: the one from before and after."""
+        source.say(f"fetching {what} from {source.url}")
         for pause_s in (*PAUSES_S, None):
             identity = source.versions().identities.get(version)
             if identity is None:
@@ -337,7 +338,6 @@ def _progress(source: Source, folder: Path, size: int | None, what: str) -> Iter
         while not ended.wait(_PROGRESS_S):
             source.say(f"fetching {what}: {_mb(tree.size(folder))}{of} MB")
 
-    source.say(f"fetching {what} from {source.url}")
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
