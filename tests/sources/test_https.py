@@ -199,6 +199,7 @@ def test_user_and_password_come_from_netrc_or_the_url_and_are_never_shown(tls, s
     (tmp_path / "netrc").write_text("machine localhost login me password hush\n")
     tls.answers["/digits.onnx"] = [whole(CONTENT)]
     fetch(store, f"{tls.url}/digits.onnx", said)
+    (tmp_path / "netrc").unlink()
     tls.answers["/digits.onnx?signature=hush"] = [status(500), whole(b"other")]
     url = f"{tls.url}/digits.onnx?signature=hush".replace("https://", "https://you:hush@")
     fetch(store, url, said)
