@@ -36,7 +36,8 @@ class S3(Bucket):
                 read_timeout=READ_TIMEOUT_S,
                 retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
             )
-            self._made = self._boto3.client("s3", config=config)
+            # a session of its own: boto3's default one keeps the credentials that it found first
+            self._made = self._boto3.session.Session().client("s3", config=config)
         return self._made
 
     def entries(self, prefix: str) -> Iterable[Entry]:

@@ -45,6 +45,7 @@ use = egg:swift#catch_errors
 
 [filter:s3api]
 use = egg:swift#s3api
+max_bucket_listing = 10
 
 [filter:tempauth]
 use = egg:swift#tempauth

@@ -1,9 +1,11 @@
 """A real web server on loopback, plain or with TLS, that answers each request as a test tells it to.
 
-An answer is a function of the handler; the ones of a path are used one after another, the last one from then on.
+An answer is a function of the handler; the ones of a path are used one after another, the last one from then on.  It
+can also stand before another server, and pass on what it is not told to answer itself.
 """
 
 import hashlib
+import http.client
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -15,10 +17,14 @@ Answer = Callable[["Handler"], None]
 
 
 class Web(ThreadingHTTPServer):
-    """What it serves is in answers: {path: [answer, …]}; whom it has answered is in asked."""
+    """What it serves is in answers: {path: [answer, …]}; before those come the ones in first, whatever the path is, and
+    after them otherwise.  Whom it has answered is in asked.
+    """
 
     daemon_threads = True
     answers: dict[str, list[Answer]]
+    first: list[Answer]
+    otherwise: Answer
     asked: list[tuple[str, dict[str, str]]]
 
     @property
@@ -35,8 +41,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append((self.path, dict(self.headers)))
-        answers = self.server.answers.get(self.path, [status(404)])
-        (answers.pop(0) if len(answers) > 1 else answers[0])(self)
+        answers = self.server.answers.get(self.path, [self.server.otherwise])
+        if self.server.first:
+            self.server.first.pop(0)(self)
+        else:
+            (answers.pop(0) if len(answers) > 1 else answers[0])(self)
+
+    do_HEAD = do_POST = do_GET
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -57,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serving(context: ssl.SSLContext | None = None) -> Iterator[Web]:
     server = Web(("127.0.0.1", 0), Handler)
-    server.answers, server.asked = {}, []
+    server.answers, server.first, server.otherwise, server.asked = {}, [], status(404), []
     if context:
         server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
@@ -132,6 +143,30 @@ def lying(content: bytes, length: int) -> Answer:
         handler.head(200, length)
         handler.wfile.write(content)
         handler.hang_up()
+
+    return answer
+
+
+def passed_on(port: int, body_bytes: int | None = None) -> Answer:
+    """What another server on loopback answers, or only so many bytes of it."""
+
+    def answer(handler: Handler) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+        # the Host too, which a client may have signed
+        connection.request(handler.command, handler.path, body, dict(handler.headers))
+        response = connection.getresponse()
+        content = response.read()
+        connection.close()
+        handler.send_response_only(response.status)
+        for name, value in response.getheaders():
+            if name.lower() not in ("transfer-encoding", "content-length"):
+                handler.send_header(name, value)
+        handler.send_header("Content-Length", response.headers.get("Content-Length", str(len(content))))
+        handler.end_headers()
+        handler.wfile.write(content[:body_bytes])
+        if body_bytes is not None:
+            handler.hang_up()
 
     return answer
 
