@@ -15,7 +15,7 @@ from sources.bucket import Bucket, Entry
 from sources.retries import told
 from sources.source import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Say, library
 
-_RETRY_S = 30.0
+RETRY_S = 30.0
 
 
 class GoogleStorage(Bucket):
@@ -28,7 +28,7 @@ class GoogleStorage(Bucket):
         self._auth = library("google.auth.exceptions", "gs", self.url)
         self._options = {
             "timeout": (CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-            "retry": library("google.cloud.storage.retry", "gs", self.url).DEFAULT_RETRY.with_timeout(_RETRY_S),
+            "retry": library("google.cloud.storage.retry", "gs", self.url).DEFAULT_RETRY.with_timeout(RETRY_S),
         }
         self._made: Any = None
 

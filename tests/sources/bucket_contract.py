@@ -83,14 +83,6 @@ class BucketContract:
         assert {int(file.name) for file in (path / "1").iterdir()} == set(range(25))
         assert all(file.read_text() == file.name for file in (path / "1").iterdir())
 
-    def test_a_key_that_leads_out_of_its_folder_is_refused(self, bucket, fetch, store):
-        bucket.put({"evil/a/../../x": b"x", "evil/model.py": b""})
-        with pytest.raises(
-            SourceError, match=r"/evil: the key 'evil/a/../../x' is no path of a file; rename the object"
-        ):
-            fetch("evil", 1)
-        assert below(store.root / "objects") == below(store.root / "tmp") == []
-
     @pytest.mark.parametrize("key", ["nothing", "nothing.tar.gz", "nothing/below"])
     def test_a_key_without_a_model_is_told(self, bucket, open, key):
         bucket.put({"other": b""})

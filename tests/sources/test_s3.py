@@ -70,6 +70,13 @@ class TestBucket(BucketContract):
     pass
 
 
+def test_a_key_that_leads_out_of_its_folder_is_refused(bucket, store):
+    bucket.put({"evil/a/../../x": b"x", "evil/model.py": b""})
+    with pytest.raises(SourceError, match=r"/evil: the key 'evil/a/../../x' is no path of a file; rename the object"):
+        store.fetch(sources.open("s3://models/evil"), 1)
+    assert below(store.root / "objects") == below(store.root / "tmp") == []
+
+
 def test_a_file_that_comes_in_parts_is_whole(bucket, store):
     content = os.urandom(20 << 20)
     bucket.put({"large.onnx": content})
