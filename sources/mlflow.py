@@ -6,6 +6,7 @@ does not pass files on itself sends its client to a bucket, whose extra is neede
 Raises:   SourceError, SourceUnavailable.
 """
 
+import logging
 import os
 import re
 from abc import abstractmethod
@@ -16,7 +17,7 @@ from typing import Any
 
 import requests
 
-from serving.errors import SourceError
+from serving.errors import SourceError, SourceUnavailable
 from sources.retries import told
 from sources.source import ATTEMPTS, FULL, READ_TIMEOUT_S, Say, Source, Versions, digest, library, model_name
 
@@ -50,15 +51,23 @@ class MLflow(Source):
         """What MLflow calls a version's files."""
 
     def size(self, version: int) -> int | None:
-        sizes = [size for _, size in self._list(self.address(version))]
+        sizes = [size for _, size in self.files(version)]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
     def fetch(self, version: int, into: Path, max_bytes: int) -> None:
-        incoming = into / "incoming"
+        incoming, target = into / "incoming", into / str(version)
         incoming.mkdir(exist_ok=True)
-        with self._errors():
-            brought = Path(self._artifacts.download_artifacts(self.address(version), dst_path=str(incoming)))
-        target = into / str(version)
+        listed = self.files(version)
+        with self._errors(), _hidden_errors() as hidden:
+            try:
+                brought = Path(self._artifacts.download_artifacts(self.address(version), dst_path=str(incoming)))
+            except self._exceptions.MlflowException as error:
+                _raise_if_full([error, *hidden])
+                raise self._broken(version) from error
+        folder = brought.parent if brought.is_file() else brought
+        if any(not (folder / name).is_file() or (folder / name).stat().st_size != size for name, size in listed):
+            _raise_if_full(hidden)
+            raise self._broken(version)
         if brought.is_file():
             target.mkdir()
             brought.rename(target / brought.name)
@@ -67,10 +76,10 @@ class MLflow(Source):
         if incoming.exists():
             incoming.rmdir()
 
-    def _list(self, address: str) -> list[tuple[str, int | None]]:
-        """The files and their sizes."""
+    def files(self, version: int) -> list[tuple[str, int | None]]:
+        """A version's files and their sizes."""
         with self._errors():
-            return sorted(self._walk(address.rstrip("/"), ""))
+            return sorted(self._walk(self.address(version), ""))
 
     def _walk(self, address: str, folder: str) -> Iterator[tuple[str, int | None]]:
         for entry in self._artifacts.list_artifacts(f"{address}/{folder}".rstrip("/")):
@@ -80,6 +89,9 @@ class MLflow(Source):
             else:
                 yield name, entry.file_size
 
+    def _broken(self, version: int) -> SourceUnavailable:
+        return SourceUnavailable(f"{self.url}: not all files of version {version} came whole")
+
     @contextmanager
     def _errors(self) -> Iterator[None]:
         """MLflow's errors as ours."""
@@ -87,10 +99,6 @@ class MLflow(Source):
             with told(self.say, self.url):
                 yield
         except self._exceptions.MlflowException as error:
-            for number in FULL:
-                # of what its threads raised it keeps the words
-                if os.strerror(number) in str(error):
-                    raise OSError(number, os.strerror(number)) from error
             raise self._refused(int(error.get_http_status_code()), error) from error
         except requests.RequestException as error:
             raise self._refused(getattr(error.response, "status_code", 503), error) from error
@@ -145,8 +153,8 @@ class Registry(MLflow):
         if self._alias is None:
             return []
         if self._alias not in aliases:
-            has = f"its aliases are {', '.join(sorted(aliases))}" if aliases else "it has none"
-            raise self.error(f"the registered model has no alias {self._alias}: {has}; set one, or name a version")
+            has = f"but {', '.join(sorted(aliases))}" if aliases else "and no other"
+            raise self.error(f"the registered model has no alias {self._alias}, {has}; set it, or name a version")
         return [aliases[self._alias]]
 
 
@@ -159,11 +167,49 @@ class Run(MLflow):
             raise self.error("an address is runs:/id/path, as MLflow shows it beside a run's model")
 
     def versions(self) -> Versions:
-        files = self._list(self.address(1))
-        return Versions({1: digest(files)})
+        return Versions({1: digest(self.files(1))})
 
     def address(self, version: int) -> str:
-        return self.url
+        return self.url.rstrip("/")
+
+    def files(self, version: int) -> list[tuple[str, int | None]]:
+        address, _, name = self.address(version).rpartition("/")
+        if found := super().files(version):
+            return found
+        # a file, which nothing is listed below
+        run, _, folder = address.removeprefix("runs:/").lstrip("/").partition("/")
+        with self._errors():
+            beside = self._artifacts.list_artifacts(run_id=run, artifact_path=folder or None)
+        found = [(name, entry.file_size) for entry in beside if entry.path.rpartition("/")[2] == name]
+        if not found:
+            raise self.error("the run has nothing under that path; correct it")
+        return found
+
+
+@contextmanager
+def _hidden_errors() -> Iterator[list[BaseException]]:
+    """What MLflow keeps to its log: of a run it takes what it gets, and says nothing of a file that did not come."""
+    errors: list[BaseException] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: errors.append(record.exc_info[1])  # type: ignore[index, method-assign]
+    logger = logging.getLogger("mlflow.store.artifact.runs_artifact_repo")
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    try:
+        yield errors
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def _raise_if_full(errors: list[BaseException]) -> None:
+    for number in FULL:
+        # of what its threads raised MLflow keeps the words
+        if any(os.strerror(number) in str(error) for error in errors):
+            raise OSError(number, os.strerror(number))
 
 
 def _identity(client: Any, name: str, version: int) -> str:

@@ -12,14 +12,23 @@ import time
 import urllib.request
 from pathlib import Path
 
-from swift.common.ring import RingBuilder
-
 BIN = Path(sys.executable).parent
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 # the user who owns the buckets, and one who may see none of them
 OWNER = ("test:owner", "owning")
 GUEST = ("test:guest", "guesting")
 
+# names and ports of servers, of which each has one device; in a process of its own, for it brings eventlet with it
+_RINGS = """
+import sys
+from swift.common.ring import RingBuilder
+for name, port in zip(sys.argv[1::2], map(int, sys.argv[2::2])):
+    ring = RingBuilder(1, 1, 1)
+    device = {"id": 0, "region": 1, "zone": 1, "weight": 1, "ip": "127.0.0.1", "port": port, "device": "device"}
+    ring.add_dev(device | {"replication_ip": "127.0.0.1", "replication_port": port})
+    ring.rebalance()
+    ring.get_ring().save(f"{name}.ring.gz")
+"""
 _SWIFT = """
 [DEFAULT]
 bind_ip = 127.0.0.1
@@ -101,13 +110,10 @@ class Swift(Server):
         super().__init__(folder)
         (folder / "swift.conf").write_text("[swift-hash]\nswift_hash_path_suffix = muleteer\n")
         (folder / "device").mkdir()
-        for name in ("account", "container", "object"):
-            port = free_port()
-            ring = RingBuilder(1, 1, 1)
-            device = {"id": 0, "region": 1, "zone": 1, "weight": 1, "ip": "127.0.0.1", "port": port, "device": "device"}
-            ring.add_dev(device | {"replication_ip": "127.0.0.1", "replication_port": port})
-            ring.rebalance()
-            ring.get_ring().save(str(folder / f"{name}.ring.gz"))
+        ports = {name: free_port() for name in ("account", "container", "object")}
+        named = [str(word) for pair in ports.items() for word in pair]
+        subprocess.run([sys.executable, "-c", _RINGS, *named], cwd=folder, check=True)
+        for name, port in ports.items():
             self._start(name, port, f"{name}-server")
         self._start("proxy", self.port, "catch_errors s3api tempauth proxy-server", _PROXY)
         self.wait("/")

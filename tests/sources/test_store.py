@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from tests.sources.web import held, status, whole
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 30.0
 MB = 1 << 20
+FILES_OF_4_MB = ("prlimit", f"--fsize={4 * MB}")
 # fetches a URL into a store, says so, and keeps it until it is told to end
 FETCH = """
 import sys
@@ -37,11 +37,11 @@ sys.stdin.read()
 """
 
 
-def fetching(root, url, max_bytes=1 << 30, **options):
-    """A process of its own that fetches."""
-    command = [sys.executable, "-c", FETCH, str(root), str(max_bytes), url]
+def fetching(root, url, *before):
+    """A process of its own that fetches; before: a command that runs it."""
+    command = [*before, sys.executable, "-c", FETCH, str(root), str(1 << 30), url]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, text=True, **pipes, **options)
+    return subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
 
 
 def wait_until(condition):
@@ -248,21 +248,15 @@ MOUNTS = not subprocess.run(["unshare", "--map-root-user", "--mount", "true"], c
 
 @pytest.mark.parametrize("limit", ["a file's size", *["the disk"] * MOUNTS])
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, web, limit):
-    content = os.urandom(8 * MB)
-    url, root = pinned(web, "/digits.onnx", content), tmp_path / "store"
-    if limit == "the disk":
-        # a file system of 4 MB, in a mount namespace that ends with the process
-        root.mkdir()
-        script = 'mount -t tmpfs -o size=4m tmpfs "$0" && exec "$@"'
-        command = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, str(root)]
-        options = {}
-    else:
-        command = []
-        options = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4 * MB, 4 * MB))}
-    command += [sys.executable, "-c", FETCH, str(root), str(1 << 30), url]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, input="", **options)
+    url, root = pinned(web, "/digits.onnx", os.urandom(8 * MB)), tmp_path / "store"
+    root.mkdir()
+    # a limit of the process, or a file system of 4 MB in a mount namespace that ends with it
+    mount = 'mount -t tmpfs -o size=4m tmpfs "$0" && exec "$@"'
+    disk = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, str(root)]
+    with fetching(root, url, *(disk if limit == "the disk" else FILES_OF_4_MB)) as process:
+        _, errors = process.communicate("")
     told = f"SourceError: the disk of the store {root} is full, and digits version 1 is not fetched; free some of it"
-    assert ended.stderr.splitlines()[-1].startswith(f"serving.errors.{told}"), ended.stderr
+    assert errors.splitlines()[-1].startswith(f"serving.errors.{told}"), errors
     if limit != "the disk":
         assert below(root / "tmp") == below(root / "objects") == []
 
