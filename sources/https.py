@@ -20,7 +20,7 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from sources.retries import told
+from sources.logs import told
 from sources.source import ATTEMPTS, CONNECT_TIMEOUT_S, PAUSE_S, READ_TIMEOUT_S, Say, Source, Versions, digest, inside
 
 _AGAIN = (429, 500, 502, 503, 504)

@@ -6,7 +6,6 @@ does not pass files on itself sends its client to a bucket, whose extra is neede
 Raises:   SourceError, SourceUnavailable.
 """
 
-import logging
 import os
 import re
 from abc import abstractmethod
@@ -18,7 +17,7 @@ from typing import Any
 import requests
 
 from serving.errors import SourceError, SourceUnavailable
-from sources.retries import told
+from sources.logs import Errors, listening, told
 from sources.source import ATTEMPTS, FULL, READ_TIMEOUT_S, Say, Source, Versions, digest, library, model_name
 
 # MLflow's own would wait for minutes, tell its makers of each use, and draw bars
@@ -29,6 +28,8 @@ _ENVIRON = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+# of a run it takes what it gets, and tells this logger alone what did not come
+_HIDDEN = "mlflow.store.artifact.runs_artifact_repo"
 _REGISTERED = re.compile(r"models:/+(?P<name>[^/@']+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))?/?")
 _LOGGED = re.compile(r"runs:/+(?P<run>[^/]+)/(?P<path>.+?)/?")
 
@@ -58,15 +59,16 @@ class MLflow(Source):
         incoming, target = into / "incoming", into / str(version)
         incoming.mkdir(exist_ok=True)
         listed = self.files(version)
-        with self._errors(), _hidden_errors() as hidden:
+        hidden = Errors()
+        with self._errors(), listening(hidden, _HIDDEN):
             try:
                 brought = Path(self._artifacts.download_artifacts(self.address(version), dst_path=str(incoming)))
             except self._exceptions.MlflowException as error:
-                _raise_if_full([error, *hidden])
+                _raise_if_full([error, *hidden.found])
                 raise self._broken(version) from error
         folder = brought.parent if brought.is_file() else brought
         if any(not (folder / name).is_file() or (folder / name).stat().st_size != size for name, size in listed):
-            _raise_if_full(hidden)
+            _raise_if_full(hidden.found)
             raise self._broken(version)
         if brought.is_file():
             target.mkdir()
@@ -184,25 +186,6 @@ class Run(MLflow):
         if not found:
             raise self.error("the run has nothing under that path; correct it")
         return found
-
-
-@contextmanager
-def _hidden_errors() -> Iterator[list[BaseException]]:
-    """What MLflow keeps to its log: of a run it takes what it gets, and says nothing of a file that did not come."""
-    errors: list[BaseException] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: errors.append(record.exc_info[1])  # type: ignore[index, method-assign]
-    logger = logging.getLogger("mlflow.store.artifact.runs_artifact_repo")
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    logger.propagate = False
-    try:
-        yield errors
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
 
 
 def _raise_if_full(errors: list[BaseException]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from serving.errors import SourceError, SourceUnavailable
 from sources.bucket import Bucket, Entry
-from sources.retries import told
+from sources.logs import told
 from sources.source import ATTEMPTS, CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Say, library
 
 _GONE = ("404", "NoSuchBucket", "NoSuchKey")

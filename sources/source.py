@@ -108,7 +108,7 @@ def library(name: str, extra: str, url: str) -> ModuleType:
     except ImportError as error:
         missing = (error.name or name).partition(".")[0]
         raise SourceError(
-            f"{url} needs {missing}, which is not installed: pip install -c constraints.txt '.[{extra}]'"
+            f"{url} needs {missing}, which is not installed: .venv/bin/pip install -c constraints.txt -e '.[{extra}]'"
         ) from error
 
 

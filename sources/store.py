@@ -30,7 +30,7 @@ from sources.source import FULL, Source, digest
 
 # between attempts at a fetch that broke off
 PAUSES_S = (1.0, 2.0, 4.0)
-_PROGRESS_S = 1.0
+PROGRESS_S = 1.0
 _MB = 1 << 20
 
 
@@ -335,7 +335,7 @@ def _progress(source: Source, folder: Path, size: int | None, what: str) -> Iter
 
     def watch() -> None:
         of = f" of {_mb(size)}" if size is not None else ""
-        while not ended.wait(_PROGRESS_S):
+        while not ended.wait(PROGRESS_S):
             source.say(f"fetching {what}: {_mb(tree.size(folder))}{of} MB")
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -3,19 +3,20 @@
 import ast
 import subprocess
 import sys
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# from the bottom up: a file imports only from rows above its own, and files of app/ and mules/ also from each other
+# from the bottom up: a file imports only from rows above its own, and in app/, mules/ and sources/ also from its folder
 LAYERS = [
     {"serving.errors"},
     {"serving.task", "serving.plan"},
     {"serving.signature", "serving.settings", "serving.ledger"},
     {"serving.wire", "serving.batching", "serving.transport", "serving.model"},
     {"serving.uwsgi_transport", "serving.memory_transport", "serving.store", "serving.quarantine"},
-    {"app", "mules"},
+    {"app", "mules", "sources"},
     {"wsgi", "nginx", "reload"},
     {"instance"},
     {"supervisor"},
@@ -32,7 +33,7 @@ def package(module):
 def find_modules():
     files = [
         *ROOT.glob("*.py"),
-        *(file for name in ("app", "mules", "serving") for file in (ROOT / name).rglob("*.py")),
+        *(file for name in ("app", "mules", "serving", "sources") for file in (ROOT / name).rglob("*.py")),
     ]
     names = {file: ".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files}
     return {name.removesuffix(".__init__"): file for file, name in names.items()}
@@ -63,14 +64,18 @@ def layer(module):
 def test_a_file_imports_only_from_lower_layers(module):
     own = layer(module)
     assert own is not None, f"{module} has no place in LAYERS"
-    siblings = {"app", "mules"} & {package(module)}
+    siblings = {"app", "mules", "sources"} & {package(module)}
     for other in imports(module):
         if other in MODULES and package(other) not in siblings:
             assert layer(other) is not None and layer(other) < own, f"{module} imports {other}"
 
 
 @pytest.mark.parametrize(
-    ("side", "other"), [("app", "mules"), ("mules", "app"), ("serving", "app"), ("serving", "mules")]
+    ("side", "other"),
+    [
+        *permutations(("app", "mules", "sources"), 2),
+        *(("serving", other) for other in ("app", "mules", "sources")),
+    ],
 )
 def test_a_package_does_not_know_the_other(side, other):
     members = [module for module in MODULES if package(module) == side]
@@ -79,7 +84,13 @@ def test_a_package_does_not_know_the_other(side, other):
 
 
 @pytest.mark.parametrize(
-    ("libraries", "home"), [(HTTP, "app"), (FRAMEWORKS, "mules.engines"), ({"uwsgi"}, "serving.uwsgi_transport")]
+    ("libraries", "home"),
+    [
+        (HTTP, "app"),
+        (FRAMEWORKS, "mules.engines"),
+        ({"uwsgi"}, "serving.uwsgi_transport"),
+        ({"requests", "urllib3"}, "sources"),
+    ],
 )
 def test_a_library_is_imported_in_one_place_alone(libraries, home):
     users = [module for module in MODULES if libraries & set(map(package, imports(module)))]

@@ -12,6 +12,8 @@ def impatient(monkeypatch):
     """What is retried is retried as often, and sooner."""
     monkeypatch.setattr("sources.https.PAUSE_S", 0.02)
     monkeypatch.setattr("sources.store.PAUSES_S", (0.01, 0.02, 0.04))
+    # progress is for the one test of it
+    monkeypatch.setattr("sources.store.PROGRESS_S", 3600)
 
 
 @pytest.fixture

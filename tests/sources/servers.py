@@ -5,6 +5,7 @@ Each is started in a folder, says no more than its log there, and is gone after 
 """
 
 import getpass
+import os
 import socket
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 
 BIN = Path(sys.executable).parent
 PATIENCE_S = 120.0
+# MLflow tells its makers of each start
+ENVIRON = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
 # the user who owns the buckets, and one who may see none of them
 OWNER = ("test:owner", "owning")
 GUEST = ("test:guest", "guesting")
@@ -75,7 +78,7 @@ class Server:
     def run(self, *command: str | Path) -> None:
         with (self.folder / "log").open("ab") as log:
             self._processes.append(
-                subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
+                subprocess.Popen(command, cwd=self.folder, env=ENVIRON, stdout=log, stderr=log, start_new_session=True)
             )
 
     def wait(self, path: str) -> None:

@@ -146,6 +146,18 @@ def test_a_fetch_that_is_killed_leaves_no_version_and_the_next_one_clears_up(sto
     assert (fetch(store, url) / "1" / "digits.onnx").read_bytes() == content
 
 
+def test_progress_is_told(store, web, said, monkeypatch):
+    monkeypatch.setattr("sources.store.PROGRESS_S", 0.01)
+    content, now = os.urandom(2 * MB), threading.Event()
+    url = pinned(web, "/digits.onnx", content)
+    web.answers["/digits.onnx"] = [whole(content), held(content, MB, now)]
+    thread = threading.Thread(target=fetch, args=(store, url, said))
+    thread.start()
+    wait_until(lambda: "fetching digits version 1: 1.0 of 2.0 MB" in said)
+    now.set()
+    thread.join()
+
+
 def test_two_processes_that_want_the_same_fetch_it_once(store, web):
     content, now = os.urandom(MB), threading.Event()
     url = pinned(web, "/digits.onnx", content)
