@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from serving.errors import SourceError
-from sources.source import ARCHIVES, inside
+from sources.source import ARCHIVES, FULL, inside
 
 MAX_FILES = 100_000
 # what a real model shrinks by is far less, however large it is
@@ -59,6 +59,11 @@ def unpack(archive: Path, into: Path, max_bytes: int) -> None:
         raise SourceError(
             f"{archive.name} cannot be unpacked: {str(error) or 'it ends too early'}; pack it anew"
         ) from error
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        # a name that is too long, or both a file's and a folder's
+        raise SourceError(f"{archive.name} cannot be unpacked: {error.strerror}; pack it anew") from error
     root = unpacked
     while len(names := list(root.iterdir())) == 1 and names[0].is_dir():
         root = names[0]

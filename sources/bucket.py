@@ -64,7 +64,10 @@ class Bucket(Source):
             except ValueError as error:
                 raise self.error(f"the key {entry.key!r} is no path of a file; rename the object") from error
             if not (file.exists() and file.stat().st_size == entry.size):
-                file.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                except (FileExistsError, NotADirectoryError) as error:
+                    raise self.error(f"the key {entry.key!r} lies below another object; rename one") from error
                 self.download(entry, file)
 
     def _of(self, version: int) -> dict[str, Entry]:
@@ -72,6 +75,8 @@ class Bucket(Source):
         if self._files is None:
             self.versions()
         assert self._files is not None
+        if version not in self._files:
+            raise self.error(f"version {version} is not there any more")
         return self._files[version]
 
     def _find(self) -> dict[int, dict[str, Entry]]:
@@ -83,7 +88,7 @@ class Bucket(Source):
         if lone:
             return {1: {f"1/{self.prefix.rpartition('/')[2]}": lone}}
         if not entries:
-            raise self.error(f"there is nothing in bucket {self.bucket} under {self.prefix or 'it'!r}; correct the key")
+            raise self.error(f"there is nothing in bucket {self.bucket} under {self.prefix!r}; correct the key")
         return _by_version(entries)
 
     def _folder(self) -> list[tuple[str, Entry]]:

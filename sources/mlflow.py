@@ -18,7 +18,7 @@ import requests
 
 from serving.errors import SourceError, SourceUnavailable
 from sources.logs import Errors, listening, told
-from sources.source import ATTEMPTS, FULL, READ_TIMEOUT_S, Say, Source, Versions, digest, library, model_name
+from sources.source import ATTEMPTS, FULL, READ_TIMEOUT_S, Say, Source, Versions, digest, folder_name, library
 
 # MLflow's own would wait for minutes, tell its makers of each use, and draw bars
 _ENVIRON = {
@@ -128,7 +128,7 @@ class Registry(MLflow):
         super().__init__(url, say)
         if not (found := _REGISTERED.fullmatch(url)):
             raise self.error("an address is models:/name@alias, models:/name/3, or models:/name for all versions")
-        self.name = model_name(f"models:/{found['name']}/").removesuffix("/")
+        self.name = folder_name(found["name"])
         self._registered, self._alias, self._version = found["name"], found["alias"], found["version"]
 
     def versions(self) -> Versions:

@@ -79,12 +79,21 @@ def shown(url: str) -> str:
 
 
 def model_name(url: str) -> str:
-    """The last part of a URL's path, without the suffix of a file: digits of …/digits.tar.gz, v1.2 of …/v1.2."""
+    """The last part of a URL's path, without the suffix of a file: digits of …/digits.onnx, v1.2 of …/v1.2."""
     parts = urlsplit(url)
-    last = unquote(parts.path).rstrip("/").rpartition("/")[2] or parts.netloc
+    path = unquote(parts.path)
+    last = path.rstrip("/").rpartition("/")[2] or parts.netloc
     archive = next((suffix for suffix in ARCHIVES if last.lower().endswith(suffix)), "")
-    stem = last.removesuffix(last[len(last) - len(archive) :]) if archive else re.sub(r"(?<=.)\.[A-Za-z]\w*$", "", last)
-    name = re.sub(r"[\x00-\x1f/]", "-", stem)
+    if archive:
+        last = last[: -len(archive)]
+    elif not path.endswith("/"):
+        last = re.sub(r"(?<=.)\.(?!v\d)[A-Za-z]\w*$", "", last)
+    return folder_name(last)
+
+
+def folder_name(text: str) -> str:
+    """The text as the name of a folder."""
+    name = re.sub(r"[\x00-\x1f/]", "-", text)
     return "model" if name in ("", ".", "..") else name
 
 

@@ -60,8 +60,8 @@ class Store:
     def __init__(self, root: Path, max_bytes: int) -> None:
         self.root = root
         self.max_bytes = max_bytes
-        # descriptors by object: the locks of what this process uses
-        self._held: dict[Path, int] = {}
+        # the locks of what this process uses, one for each hold
+        self._held: dict[Path, list[int]] = {}
         self._objects, self._seen, self._fetched, self._tmp, self._locks = (
             root / name for name in ("objects", "seen", "fetched", "tmp", "locks")
         )
@@ -116,26 +116,31 @@ class Store:
             raise source.error(f"there is no version {version}, but {', '.join(map(str, sorted(found.identities)))}")
         what = f"{source.name} version {version}"
         key = _key(source, version, found.identities[version])
-        with self._alone(key, lambda: source.say(f"waiting for another process, which fetches {what}")):
-            return self._kept(source, key) or self._bring(source, version, what, key)
+        try:
+            with self._alone(key, lambda: source.say(f"waiting for another process, which fetches {what}")):
+                return self._kept(source, key) or self._bring(source, version, what, key)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise self._cannot_write(error) from error
+            raise SourceError(
+                f"the disk of the store {self.root} is full, and {what} is not fetched; free some of it, or set"
+                " MULETEER_STORE to a folder on a larger one"
+            ) from error
 
     def hold(self, path: Path) -> None:
         """Keep a path that fetch() gave, perhaps to another process, until release() or the end of this one."""
-        folder = path.parent
-        if folder not in self._held:
-            descriptor = _lock(folder, fcntl.LOCK_SH)
-            if descriptor is None:
-                raise SourceError(f"{path} is not in the store any more; fetch it again")
-            self._held[folder] = descriptor
-        os.utime(folder)
+        descriptor = _lock(path.parent, fcntl.LOCK_SH)
+        if descriptor is None:
+            raise SourceError(f"{path} is not in the store any more; fetch it again")
+        self._held.setdefault(path.parent, []).append(descriptor)
+        os.utime(path.parent)
 
     def release(self, path: Path) -> None:
-        """Let a path go: when the store is full it may be removed."""
-        descriptor = self._held.pop(path.parent, None)
-        if descriptor is not None:
+        """Let a path go, once for each time that it was held: when the store is full it may be removed then."""
+        if descriptors := self._held.get(path.parent):
             with suppress(OSError):
                 os.utime(path.parent)
-            os.close(descriptor)
+            os.close(descriptors.pop())
 
     def verify(self, path: Path) -> None:
         """Read all of it; what is damaged is told, and fetched anew the next time."""
@@ -166,9 +171,9 @@ class Store:
     def _bring(self, source: Source, version: int, what: str, key: str) -> Path:
         work = self._tmp / key
         try:
+            self._sweep()
             size = source.size(version)
             self._make_room(size or 0, what)
-            self._sweep()
             shutil.rmtree(work, ignore_errors=True)
             identity = self._download(source, version, work / source.name, size, what)
             _unpack_archive(work, source.name, version, self.max_bytes)
@@ -176,13 +181,6 @@ class Store:
             path = self._commit(work, source.name)
             tree.write(self._fetched / _key(source, version, identity), f"{path.parent.name}/{path.name}".encode())
             return path
-        except OSError as error:
-            if error.errno not in FULL:
-                raise self._cannot_write(error) from error
-            raise SourceError(
-                f"the disk of the store {self.root} is full, and {what} is not fetched; free some of it, or set"
-                " MULETEER_STORE to a folder on a larger one"
-            ) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -253,7 +251,7 @@ class Store:
             # out of sight first: whoever gets the lock afterwards finds another folder there, or none
             gone = self._tmp / f"{folder.name}.{os.getpid()}.evicted"
             folder.rename(gone)
-            shutil.rmtree(gone)
+            shutil.rmtree(gone, ignore_errors=True)
         finally:
             os.close(descriptor)
         return True
