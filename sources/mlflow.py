@@ -118,7 +118,7 @@ class MLflow(Source):
             )
         if status == 429 or status >= 500:
             return self.unavailable(error)
-        return self.error(f"the MLflow server refuses it ({code}); correct the URL")
+        return self.error(f"the MLflow server refuses it ({code}); correct the URL, or MLFLOW_TRACKING_URI")
 
 
 class Registry(MLflow):

@@ -13,8 +13,10 @@ from typing import Any
 from serving.errors import SourceError, SourceUnavailable
 from sources.bucket import Bucket, Entry
 from sources.logs import told
-from sources.source import ATTEMPTS, CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Say, library
+from sources.source import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Say, library
 
+# the pauses between them double from a twentieth of a second on
+ATTEMPTS = 8
 _GONE = ("404", "NoSuchBucket", "NoSuchKey")
 _CHANGED = ("412", "PreconditionFailed")
 
@@ -75,8 +77,15 @@ class S3(Bucket):
             raise SourceUnavailable(
                 f"{self.url}: there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
             ) from error
-        except (known.ProfileNotFound, known.ParamValidationError, known.NoRegionError) as error:
-            raise self.error(f"boto3 refuses it: {str(error).splitlines()[-1].strip()}") from error
+        except known.ParamValidationError as error:
+            raise self.error(f"{self.bucket} is no name of a bucket; correct the URL") from error
+        except known.ProfileNotFound as error:
+            raise self.error("AWS_PROFILE names a profile that ~/.aws/config does not have; correct it") from error
+        except ValueError as error:
+            # among them botocore's own of a region
+            raise self.error(
+                "boto3 refuses AWS_ENDPOINT_URL or AWS_REGION; an endpoint is http(s)://host:port"
+            ) from error
         except (known.BotoCoreError, self._boto3.exceptions.Boto3Error) as error:
             raise self.unavailable(error) from error
 

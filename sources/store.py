@@ -30,7 +30,7 @@ from sources.source import FULL, Source, digest
 
 # between attempts at a fetch that broke off
 PAUSES_S = (1.0, 2.0, 4.0)
-PROGRESS_S = 1.0
+PROGRESS_S = 2.0
 _MB = 1 << 20
 
 

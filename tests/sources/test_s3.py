@@ -121,9 +121,27 @@ def test_no_credentials_are_told(environment, monkeypatch):
         SourceUnavailable, match="there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_"
     ):
         sources.open("s3://models/digits").versions()
-    monkeypatch.setenv("AWS_PROFILE", "missing")
-    with pytest.raises(SourceError, match=r"boto3 refuses it: .*\(missing\) could not be found"):
-        sources.open("s3://models/digits").versions()
+
+
+@pytest.mark.parametrize(
+    ("bucket", "environ", "told"),
+    [
+        (
+            "models",
+            {"AWS_PROFILE": "missing"},
+            "AWS_PROFILE names a profile that ~/.aws/config does not have; correct it",
+        ),
+        ("models", {"AWS_ENDPOINT_URL": "host:1"}, "boto3 refuses AWS_ENDPOINT_URL or AWS_REGION; an endpoint is http"),
+        ("models", {"AWS_DEFAULT_REGION": "a b"}, "boto3 refuses AWS_ENDPOINT_URL or AWS_REGION; an endpoint is http"),
+        ("mod els", {}, "mod els is no name of a bucket; correct the URL"),
+    ],
+)
+def test_what_boto3_cannot_use_is_told(environment, monkeypatch, bucket, environ, told):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SourceError, match=f"^s3://{bucket}/digits: {told}") as caught:
+        sources.open(f"s3://{bucket}/digits").versions()
+    assert not isinstance(caught.value, SourceUnavailable)
 
 
 @pytest.mark.parametrize("number", [500, 503])
