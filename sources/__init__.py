@@ -35,7 +35,10 @@ def open(url: str, say: Say = lambda text: None) -> Source:
         raise SourceError(
             f"{scheme[1]}: is nothing that models come from; a folder, s3://, gs://, https://, models:/ and runs:/ are"
         )
-    source: Source = getattr(importlib.import_module(f"sources.{module}"), name)(url, say)
+    try:
+        source: Source = getattr(importlib.import_module(f"sources.{module}"), name)(url, say)
+    except ValueError as error:
+        raise SourceError(f"MODEL is no URL that can be read: {error}; correct it") from error
     return source
 
 

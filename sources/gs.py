@@ -13,7 +13,7 @@ from typing import Any
 from serving.errors import SourceError, SourceUnavailable
 from sources.bucket import Bucket, Entry
 from sources.logs import told
-from sources.source import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Say, library
+from sources.source import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Say, library, reason
 
 RETRY_S = 30.0
 
@@ -71,7 +71,7 @@ class GoogleStorage(Bucket):
                 " gcloud auth application-default login"
             ) from error
         except (self._auth.GoogleAuthError, self._answers.GoogleAPIError, ConnectionError, TimeoutError) as error:
-            raise self.unavailable(error) from error
+            raise self.unavailable(reason(error)) from error
 
     def _refused(self, error: Any) -> SourceError:
         status = int(error.code or 0)
@@ -83,5 +83,5 @@ class GoogleStorage(Bucket):
                 " Storage Object Viewer, or set GOOGLE_APPLICATION_CREDENTIALS to others"
             )
         if status in (408, 412, 429) or status >= 500:
-            return self.unavailable(OSError(status, f"HTTP {status}"))
+            return self.unavailable(f"HTTP {status}")
         return self.error(f"Google answers {status}; correct the URL")

@@ -21,7 +21,18 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from sources.logs import told
-from sources.source import ATTEMPTS, CONNECT_TIMEOUT_S, PAUSE_S, READ_TIMEOUT_S, Say, Source, Versions, digest, inside
+from sources.source import (
+    ATTEMPTS,
+    CONNECT_TIMEOUT_S,
+    PAUSE_S,
+    READ_TIMEOUT_S,
+    Say,
+    Source,
+    Versions,
+    digest,
+    inside,
+    reason,
+)
 
 _AGAIN = (429, 500, 502, 503, 504)
 _LONGEST_PAUSE_S = 30
@@ -71,12 +82,14 @@ class Https(Source):
         """All of the file, going on where an earlier attempt broke off if the server can."""
         mark = file.with_name(f"{file.name}.etag")
         have = file.stat().st_size if file.exists() and mark.exists() else 0
-        resume = {"Range": f"bytes={have}-", "If-Range": mark.read_text()} if have else {}
-        with self._get(resume) as response:
-            if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+        etag = mark.read_text() if have else ""
+        with self._get({"Range": f"bytes={have}-", "If-Range": etag} if have else {}) as response:
+            mark.unlink(missing_ok=True)
+            if response.status_code != requests.codes.partial_content:
                 # the server cannot, or has another file by now
                 have = 0
-            mark.unlink(missing_ok=True)
+            elif (response.headers.get("ETag"), _start(response)) != (etag, have):
+                raise self.unavailable("another part than the one that is missing")
             if strong := _strong_mark(response):
                 mark.write_text(strong)
             with file.open("ab" if have else "wb") as written:
@@ -122,7 +135,7 @@ class Https(Source):
             except (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL) as error:
                 raise self.error("it is, or redirects to, no address of a web server; correct it") from error
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-                raise self.unavailable(error) from error
+                raise self.unavailable(reason(error)) from error
 
     def _check_answer(self, response: requests.Response) -> None:
         status = response.status_code
@@ -131,7 +144,7 @@ class Https(Source):
                 f"the server refuses it with {status}; put user and password into ~/.netrc, or sign the URL"
             )
         if status in _AGAIN or status >= 500:
-            raise self.unavailable(OSError(status, f"HTTP {status}"))
+            raise self.unavailable(f"HTTP {status}")
         if status not in (200, 206):
             raise self.error(f"the server answers {status}; correct the address")
 
@@ -179,6 +192,11 @@ def _identity(response: requests.Response) -> str:
 def _length(response: requests.Response) -> int | None:
     text = response.headers.get("Content-Length", "")
     return int(text) if text.isdecimal() else None
+
+
+def _start(response: requests.Response) -> int | None:
+    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return int(found[1]) if found else None
 
 
 def _strong_mark(response: requests.Response) -> str | None:

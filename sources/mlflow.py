@@ -12,13 +12,12 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import requests
 
 from serving.errors import SourceError, SourceUnavailable
 from sources.logs import Errors, listening, told
-from sources.source import ATTEMPTS, FULL, READ_TIMEOUT_S, Say, Source, Versions, digest, folder_name, library
+from sources.source import ATTEMPTS, FULL, READ_TIMEOUT_S, Say, Source, Versions, digest, folder_name, library, reason
 
 # MLflow's own would wait for minutes, tell its makers of each use, and draw bars
 _ENVIRON = {
@@ -67,7 +66,9 @@ class MLflow(Source):
                 _raise_if_full([error, *hidden.found])
                 raise self._broken(version) from error
         folder = brought.parent if brought.is_file() else brought
-        if any(not (folder / name).is_file() or (folder / name).stat().st_size != size for name, size in listed):
+        if not all(
+            (folder / name).is_file() and size in (None, (folder / name).stat().st_size) for name, size in listed
+        ):
             _raise_if_full(hidden.found)
             raise self._broken(version)
         if brought.is_file():
@@ -117,7 +118,7 @@ class MLflow(Source):
                 f"the MLflow server has nothing of that name ({code}); correct it, or MLFLOW_TRACKING_URI"
             )
         if status == 429 or status >= 500:
-            return self.unavailable(error)
+            return self.unavailable(reason(error, otherwise=str(code)))
         return self.error(f"the MLflow server refuses it ({code}); correct the URL, or MLFLOW_TRACKING_URI")
 
 
@@ -135,29 +136,34 @@ class Registry(MLflow):
         with self._errors():
             client = self._mlflow.MlflowClient()
             aliases = {
-                alias: int(version) for alias, version in client.get_registered_model(self._registered).aliases.items()
+                alias: int(number) for alias, number in client.get_registered_model(self._registered).aliases.items()
             }
-            wanted = self._wanted(aliases)
-            found = {version: _identity(client, self._registered, version) for version in wanted} if wanted else None
-            if found is None:
-                entries = client.search_model_versions(f"name='{self._registered}'")
-                found = {int(entry.version): _fingerprint(entry) for entry in entries if entry.status == "READY"}
+            version = self._version or self._meant(aliases)
+            entries = (
+                [client.get_model_version(self._registered, str(version))]
+                if version
+                else client.search_model_versions(f"name='{self._registered}'")
+            )
+        found = {
+            int(entry.version): digest([entry.version, entry.run_id, entry.source, entry.creation_timestamp])
+            for entry in entries
+            if entry.status == "READY"
+        }
         if not found:
             raise self.error("the registered model has no version that is ready; register one")
-        return Versions(found, {alias: version for alias, version in aliases.items() if version in found})
+        return Versions(found, {alias: number for alias, number in aliases.items() if number in found})
 
     def address(self, version: int) -> str:
         return f"models:/{self._registered}/{version}"
 
-    def _wanted(self, aliases: dict[str, int]) -> list[int]:
-        if self._version:
-            return [int(self._version)]
+    def _meant(self, aliases: dict[str, int]) -> int | None:
+        """The version that the alias means, or None for all of them."""
         if self._alias is None:
-            return []
+            return None
         if self._alias not in aliases:
             has = f"but {', '.join(sorted(aliases))}" if aliases else "and no other"
             raise self.error(f"the registered model has no alias {self._alias}, {has}; set it, or name a version")
-        return [aliases[self._alias]]
+        return aliases[self._alias]
 
 
 class Run(MLflow):
@@ -193,11 +199,3 @@ def _raise_if_full(errors: list[BaseException]) -> None:
         # of what its threads raised MLflow keeps the words
         if any(os.strerror(number) in str(error) for error in errors):
             raise OSError(number, os.strerror(number))
-
-
-def _identity(client: Any, name: str, version: int) -> str:
-    return _fingerprint(client.get_model_version(name, str(version)))
-
-
-def _fingerprint(entry: Any) -> str:
-    return digest([entry.version, entry.run_id, entry.source, entry.creation_timestamp])

@@ -13,7 +13,7 @@ from typing import Any
 from serving.errors import SourceError, SourceUnavailable
 from sources.bucket import Bucket, Entry
 from sources.logs import told
-from sources.source import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Say, library
+from sources.source import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Say, library, reason
 
 # the pauses between them double from a twentieth of a second on
 ATTEMPTS = 8
@@ -87,7 +87,7 @@ class S3(Bucket):
                 "boto3 refuses AWS_ENDPOINT_URL or AWS_REGION; an endpoint is http(s)://host:port"
             ) from error
         except (known.BotoCoreError, self._boto3.exceptions.Boto3Error) as error:
-            raise self.unavailable(error) from error
+            raise self.unavailable(reason(error)) from error
 
     def _refused(self, error: Any) -> SourceError:
         status, code = _status(error), error.response["Error"].get("Code", "")
@@ -99,7 +99,7 @@ class S3(Bucket):
                 " they need s3:ListBucket and s3:GetObject, and come from AWS_ACCESS_KEY_ID or AWS_PROFILE"
             )
         if status == 429 or status >= 500 or code in _CHANGED:
-            return self.unavailable(OSError(status, f"HTTP {status} ({code})"))
+            return self.unavailable(f"HTTP {status} ({code})")
         return self.error(f"S3 answers {status} ({code}); correct the URL, or AWS_REGION")
 
 

@@ -68,8 +68,8 @@ class Source(ABC):
     def error(self, reason: str) -> SourceError:
         return SourceError(f"{self.url}: {reason}")
 
-    def unavailable(self, error: BaseException) -> SourceUnavailable:
-        return SourceUnavailable(f"{self.url} gives no good answer: {reason(error)}")
+    def unavailable(self, why: str) -> SourceUnavailable:
+        return SourceUnavailable(f"{self.url} gives no good answer: {why}")
 
 
 def shown(url: str) -> str:
@@ -130,10 +130,10 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def reason(error: BaseException) -> str:
+def reason(error: BaseException, otherwise: str = "") -> str:
     """Why, in the system's words where it has some.  A library's own may hold a signed URL."""
     for cause in reversed(list(chain(error))):
         if isinstance(cause, OSError) and cause.strerror:
             # that of a certificate tells more than its number
             return str(getattr(cause, "verify_message", "") or cause.strerror)
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(list(chain(error))[-1]).__name__).lower()
+    return otherwise or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(list(chain(error))[-1]).__name__).lower()

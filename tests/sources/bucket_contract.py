@@ -10,6 +10,7 @@ import pytest
 
 import sources
 from serving.errors import SourceError
+from serving.model import ModelFolder
 from tests.sources.test_store import below
 
 
@@ -33,6 +34,8 @@ class BucketContract:
         bucket.put({"digits/010/model.py": b"ten", "digits/model.toml": b"", "digits-2/3/model.py": b"other"})
         assert sorted(open("digits").versions().identities) == [1, 2, 10]
         path = fetch("digits/", 2)
+        model = ModelFolder.find(path)
+        assert (model.name, model.version, model.path, model.root) == ("digits", 2, path / "2", path)
         assert (path.name, below(path)) == ("digits", ["2", "2/assets", "2/assets/x", "2/model.py", "model.toml"])
         assert (path / "2" / "model.py").read_bytes() == b"two"
         assert below(fetch("digits", 10)) == ["10", "10/model.py", "model.toml"]

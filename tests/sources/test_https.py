@@ -121,6 +121,18 @@ def test_a_connection_that_breaks_is_resumed_where_the_server_can(tls, store, sa
     assert said[-1] == f"{tls.url}/digits.onnx gives no good answer: incomplete read; once more in 0 s"
 
 
+def test_a_part_that_was_not_asked_for_is_not_taken(tls, store):
+    # an older one, whatever was asked
+    etag = f'"{sha256(CONTENT).hexdigest()[:16]}"'
+    wrong = status(206, ETag=etag, Content_Range=f"bytes 0-9/{len(CONTENT)}")
+    other = status(206, ETag='"other"', Content_Range=f"bytes 700000-700000/{len(CONTENT)}")
+    for part in (wrong, other):
+        tls.answers["/digits.onnx"] = [whole(b""), cut(CONTENT, 700_000), part, whole(CONTENT)]
+        path = fetch(store, summed(f"{tls.url}/digits.onnx"))
+        assert (path / "1" / "digits.onnx").read_bytes() == CONTENT
+        (path / "1" / "digits.onnx").unlink()
+
+
 def test_what_changes_between_two_parts_is_fetched_anew(tls, store):
     tls.answers["/digits.onnx"] = [whole(b""), cut(bytes(len(CONTENT)), 700_000), whole(CONTENT)]
     assert brought(store, summed(f"{tls.url}/digits.onnx")) == CONTENT
@@ -217,6 +229,7 @@ def test_user_and_password_come_from_netrc_or_the_url_and_are_never_shown(tls, s
     [
         ("http://example.com/digits.onnx", "anybody on the way can change what comes over http; use https, or append"),
         ("https:///digits.onnx", "it names no host; an address is https://host/path"),
+        ("https://[::1/a", "MODEL is no URL that can be read: Invalid IPv6 URL; correct it"),
         ("https://example.com/a#sha256=12", "after # comes sha256= with 64 hexadecimal digits, as sha256sum prints"),
         ("https://example.com/a#md5=d41d8cd98f00b204e9800998ecf8427e", "after # comes sha256="),
     ],
