@@ -14,38 +14,39 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import reload
+from catalog import Catalog, Refusals
 from serving.errors import ModelError
-from serving.model import ModelFolder, identity, labels, versions
-from serving.plan import Found, Plan, PlanFile, plan
+from serving.model import ModelFolder
+from serving.plan import Plan, PlanFile
 from serving.settings import Settings
 
 SOCKETS = ("predict.sock", "control.sock")
 FOLDERS = ("uwsgi-1", "uwsgi-2")
 # of a line in /proc/net/unix, a socket that listens
 _LISTENS = b"00010000"
-# why a version with this identity is not served
-Refusals = Mapping[tuple[int, str], str]
 
 
 class Instance:
     """One uWSGI, from the files that it is started from to its last connection."""
 
-    def __init__(self, run_dir: Path, folder: str, ini: Path, environ: dict[str, str]) -> None:
+    def __init__(
+        self, run_dir: Path, folder: str, ini: Path, environ: dict[str, str], say: Callable[[str], None]
+    ) -> None:
         self.path = run_dir / folder
         self.settings = Settings.read(ini, environ)
         self._run_dir = run_dir
         self._ini = ini.read_text()
-        self.plan = self.look(Plan())
+        self.catalog = Catalog(self.settings, environ, run_dir, say)
+        self.plan = Plan()
         # that answers those who name no version
-        self.model = self._default_model()
+        self.model: ModelFolder
         self.process: subprocess.Popen[bytes] | None = None
         workers = self.settings.prediction_workers
         self.command = [str(Path(sys.executable).with_name("uwsgi")), "--ini", str(ini)]
@@ -57,27 +58,13 @@ class Instance:
         }
 
     def look(self, before: Plan, anew: bool = False, refused: Refusals = MappingProxyType({})) -> Plan:
-        """What is to be served of what is there now; anew: all of it loaded again.  Raises ModelError.
-
-        refused: what could not be served, by its version and identity.  It is left out, or stays as it was before.
-        """
-        root = self.settings.model
+        """What is to be served of what there is now, fetched if need be; as Catalog.plan, which says more."""
         policy = reload.pinned(self._run_dir) or self.settings.version_policy
-        found, reasons = {}, {}
-        for version, path in versions(root).items():
-            one = Found(path, root, identity(path, root))
-            if (version, one.identity) not in refused:
-                found[version] = one
-                continue
-            reasons[version] = refused[version, one.identity]
-            for release in before.releases:
-                if release.version == version:
-                    found[version] = Found(release.path, release.root, release.identity)
-        return replace(plan(found, policy, labels(root), self.settings.mules, before, anew), refused=reasons)
+        return self.catalog.plan(policy, before, anew, refused)
 
-    def _default_model(self) -> ModelFolder:
-        release = self.plan.default
-        return ModelFolder.open(release.path, release.root, release.version)
+    def adopt(self, plan: Plan) -> None:
+        """What it serves from its start on.  ModelError when that is no model."""
+        self.plan, self.model = plan, _default_model(plan)
 
     def same_as(self, other: "Instance") -> bool:
         """Whether both are started from the same uwsgi.ini and the same folder."""
@@ -126,10 +113,15 @@ class Instance:
     def serve(self, plan: Plan) -> None:
         """Tell the mules what is to be served: they replace, one after another, the replicas that do not fit."""
         PlanFile(self.path / "plan.json").write(plan)
-        self.plan = plan
         # the way back is open, though its files may be gone
         with suppress(ModelError):
-            self.model = self._default_model()
+            self.model = _default_model(plan)
+        self.plan = plan
+
+
+def _default_model(plan: Plan) -> ModelFolder:
+    release = plan.default
+    return ModelFolder.open(release.path, release.root, release.version)
 
 
 def readyz(control: Path) -> dict[str, Any]:

@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import reload
+import sources
+from catalog import Catalog
 from instance import readyz
 from nginx import StartError
-from serving.errors import ModelError, ServingError, SettingsError
-from serving.model import ModelFolder, identity, labels, versions
+from serving.errors import ModelError, ServingError, SettingsError, SourceError
+from serving.model import ModelFolder
 from serving.plan import POLICY
 from serving.settings import Settings
 from supervisor import ROOT, SIGNALS, Supervisor, ini_of, run_dir_of
@@ -36,7 +38,8 @@ Serves a model over HTTP: nginx, uWSGI, and long-lived mules that each hold a co
 Environment:
   HOST        address to listen on (127.0.0.1)
   PORT        port to listen on (8080)
-  MODEL       folder of the model (model in uwsgi.ini)
+  MODEL       folder of the model, or its URL: s3://, gs://, https://, models:/, runs:/ (model in uwsgi.ini)
+  MULETEER_STORE   folder for models that were fetched (~/.cache/muleteer)
   INI         the uwsgi.ini to use (the one beside this program)
   RUN_DIR     folder for sockets, pid files and nginx's own files (run/PORT)
   LOG_DIR     folder for access.log and server.log (unset: standard output and error)
@@ -57,6 +60,10 @@ SIGUSR1 as --all.  The environment is that of the start.
 """
 STATUS = """\
 Shows what the server of PORT or RUN_DIR serves.  Exits with 0 when it is ready, 1 when it is not, 2 when none runs.
+"""
+FETCH = """\
+Brings a version from where MODEL says it is into the store of this machine, unless it is there already, and prints its
+folder: a server started with the same MODEL serves it from there, also while the network is gone.
 """
 VERIFY = """\
 Loads a version as a replica would, predicts its sample, and compares with answer.json where there is one.  Exits with 0
@@ -90,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
         return status
     except Failed as error:
         return _refuse(1, error)
-    except (SettingsError, ModelError, StartError) as error:
+    except (SettingsError, ModelError, SourceError, StartError) as error:
         return _refuse(2 if asked.run in (_serve, _list) else 1, error)
 
 
@@ -105,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     serve = add("serve", _serve, "serve a model (the default)", SERVE)
-    serve.add_argument("--model", help="folder of the model (MODEL)")
+    serve.add_argument("--model", help="folder or URL of the model (MODEL)")
     serve.add_argument("--host", help="address to listen on (HOST)")
     serve.add_argument("--mules", help="how many replicas (MULES)")
     again = add("reload", _reload, "let the server take what has changed", RELOAD)
@@ -122,16 +129,17 @@ def _parser() -> argparse.ArgumentParser:
     listing = add(
         "list", _list, "the versions that there are", "Shows the versions of a model, and which are served.", looks
     )
+    fetch = add("fetch", _fetch, "bring a version to this machine", FETCH, looks)
     verify = add("verify", _verify, "load a version and try it", VERIFY, looks)
     predict = add("predict", _predict, "answer one request without a server", PREDICT)
     predict.add_argument("file", metavar="FILE", help="a body as for POST /predict; - for standard input")
     for command in (serve, again, status):
         command.add_argument("--port", help="the server's port (PORT)")
-    for command in (listing, verify, predict):
-        command.add_argument("--model", help="folder of the model (MODEL, or model in uwsgi.ini)")
-    for command in (verify, predict):
+    for command in (listing, fetch, verify, predict):
+        command.add_argument("--model", help="folder or URL of the model (MODEL, or model in uwsgi.ini)")
+    for command in (fetch, verify, predict):
         command.add_argument("--version", type=int, help="which version (the highest)")
-    for command in (status, listing, verify):
+    for command in (status, listing, fetch, verify):
         command.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -193,49 +201,61 @@ def _status(asked: argparse.Namespace, environ: dict[str, str]) -> int:
 def _settings(environ: dict[str, str]) -> Settings:
     # what the user names is relative to where the user is, and the rest to where this file is
     for key in ("MODEL", "SERVING_MODEL"):
-        if environ.get(key):
+        if environ.get(key) and not sources.is_url(environ[key]):
             environ[key] = str(Path(environ[key]).absolute())
     ini = ini_of(environ)
     os.chdir(ROOT)
     return Settings.read(ini, environ)
 
 
-def _folder(asked: argparse.Namespace, settings: Settings) -> ModelFolder:
-    found = versions(settings.model)
+def _catalog(settings: Settings, environ: dict[str, str]) -> Catalog:
+    return Catalog(settings, environ, run_dir_of(environ), lambda text: print(f"muleteer: {text}", file=sys.stderr))
+
+
+def _folder(asked: argparse.Namespace, settings: Settings, environ: dict[str, str]) -> ModelFolder:
+    """The version that is asked for, or the highest; fetched, if it is elsewhere."""
+    catalog = _catalog(settings, environ)
+    found = catalog.look().identities
     version = max(found) if asked.version is None else asked.version
     if version not in found:
         raise Failed(
             f"there is no version {version} in {settings.model}; there are {', '.join(map(str, sorted(found)))}"
         )
-    return ModelFolder.open(found[version], settings.model, version)
+    return ModelFolder.open(*catalog.place(version), version)
 
 
 def _list(asked: argparse.Namespace, environ: dict[str, str]) -> int:
     settings = _settings(environ)
-    root = settings.model
-    named = labels(root)
-    found = [
-        {
-            "version": version,
-            "labels": sorted(label for label, labelled in named.items() if labelled == version),
-            "path": str(path),
-            "mb": round(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / MIB, 1),
-            "identity": identity(path, root),
-        }
-        for version, path in sorted(versions(root).items())
-    ]
+    look = _catalog(settings, environ).look()
+    labels = {
+        version: sorted(label for label, one in look.labels.items() if one == version) for version in look.identities
+    }
     if asked.json:
-        print(json.dumps({"model": str(root), "version_policy": settings.version_policy, "versions": found}))
-    else:
-        print(f"{root}, version_policy = {settings.version_policy}")
-        rows = [[one["version"], ", ".join(one["labels"]), f"{one['mb']} MB", one["path"]] for one in found]  # type: ignore[arg-type]
-        _table(["version", "labels", "size", "path"], rows)
+        found = [
+            {"version": version, "labels": labels[version], "identity": identity}
+            for version, identity in sorted(look.identities.items())
+        ]
+        about = {"model": settings.model, "version_policy": settings.version_policy, "versions": found}
+        print(json.dumps(about | {"stale": look.reason}))
+        return 0
+    print(f"{settings.model}, version_policy = {settings.version_policy}")
+    rows = [[version, ", ".join(labels[version]), look.identities[version][:16]] for version in sorted(look.identities)]
+    _table(["version", "labels", "identity"], rows)
+    if look.stale:
+        print(f"This is what it had when it last answered: {look.reason}")
+    return 0
+
+
+def _fetch(asked: argparse.Namespace, environ: dict[str, str]) -> int:
+    folder = _folder(asked, _settings(environ), environ)
+    about = {"name": folder.name, "version": folder.version, "path": str(folder.path)}
+    print(json.dumps(about) if asked.json else folder.path)
     return 0
 
 
 def _verify(asked: argparse.Namespace, environ: dict[str, str]) -> int:
     settings = _settings(environ)
-    folder = _folder(asked, settings)
+    folder = _folder(asked, settings, environ)
     found = _apart(_try, folder, settings)
     if asked.json:
         print(json.dumps(found))
@@ -256,7 +276,7 @@ def _predict(asked: argparse.Namespace, environ: dict[str, str]) -> int:
     except OSError as error:
         raise Failed(f"{asked.file}: {error.strerror}") from error
     settings = _settings(environ)
-    print(_apart(_answer, _folder(asked, settings), settings, body))
+    print(_apart(_answer, _folder(asked, settings, environ), settings, body))
     return 0
 
 

@@ -13,19 +13,22 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import orjson
 
 import nginx
 import reload
+import sources
 from instance import FOLDERS, SOCKETS, Instance
 from nginx import StartError
-from serving.errors import ModelError, SettingsError
+from serving.errors import ModelError, SettingsError, SourceError
 from serving.model import ModelCard
 from serving.plan import Plan
 
@@ -40,6 +43,7 @@ PR_SET_PDEATHSIG = 1
 LAST_WORDS_S = 0.8
 # how long an instance that serves no more has to be without a connection: nginx may be just about to make one
 QUIET_S = 1.0
+T = TypeVar("T")
 NOT_IN_PATHS = re.compile(r"""[$"'\\%:;{}\n]""")
 
 
@@ -68,11 +72,11 @@ class Supervisor:
         self.log_dir = Path(environ["LOG_DIR"]).resolve() if environ.get("LOG_DIR") else None
         # what the user names is relative to where the user is; all else is to where this file is
         for key in ("MODEL", "SERVING_MODEL"):
-            if environ.get(key):
+            if environ.get(key) and not sources.is_url(environ[key]):
                 environ[key] = str(Path(environ[key]).absolute())
         os.chdir(ROOT)
         # the one that serves, and the one that is to replace it or has been replaced
-        self.instance = Instance(self.run_dir, FOLDERS[0], self.ini, environ)
+        self.instance = Instance(self.run_dir, FOLDERS[0], self.ini, environ, self._hear)
         self.other: Instance | None = None
         self.nginx: subprocess.Popen[bytes] | None = None
         self.stops = 0
@@ -91,6 +95,8 @@ class Supervisor:
         self._prepare()
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
+            self.instance.adopt(self._aside(lambda: self.instance.look(Plan())))
+            self._complain(self.instance.catalog.stale)
             self._start(self.instance)
             self.instance.link()
             self.nginx = self._spawn(
@@ -234,18 +240,44 @@ class Supervisor:
         instance = self.instance
         complaint = ""
         try:
-            found = instance.look(instance.plan, refused=self.refused)
+            found = self._aside(lambda: instance.look(instance.plan, refused=self.refused))
+            complaint = instance.catalog.stale
             if found.releases == instance.plan.releases:
                 if found != instance.plan:
                     instance.serve(found)
             elif found == self.found:
                 self._reload(anew=False)
             self.found = found
-        except (ModelError, OSError) as error:
+            instance.catalog.keep(instance.plan)
+        except (ModelError, SourceError, OSError) as error:
             complaint = str(error)
+        self._complain(complaint)
+
+    def _complain(self, complaint: str) -> None:
+        """Tell what is wrong with the source, once; empty: nothing."""
         if complaint and complaint != self.complaint:
-            _say(f"what served serves on: {complaint}", sys.stderr)
+            _say(f"what was there before is served: {complaint}", sys.stderr)
         self.complaint = complaint
+
+    def _hear(self, text: str) -> None:
+        """What a source tells of a fetch; a look for versions is silent."""
+        if self.nginx is None or self.progress.state == reload.RUNNING:
+            self._tell(text)
+
+    def _aside(self, work: Callable[[], T]) -> T:
+        """What a function gives that may take its time, as a fetch does: signals are heard meanwhile."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="aside", daemon=True).start()
+        while not future.done():
+            self._next_event(0.02)
+        return future.result()
 
     def _reload(self, everything: bool = False, anew: bool = True) -> None:
         """Do what was asked for, and tell how it went.  What is asked for meanwhile is done after it.
@@ -259,17 +291,21 @@ class Supervisor:
         try:
             if anew:
                 self.refused.clear()
-            new = (
-                Instance(self.run_dir, self.instance.other_folder(), self.ini, self.environ) if anew else self.instance
-            )
-            if everything or not new.same_as(self.instance):
+            current = new = self.instance
+            if anew:
+                new = Instance(self.run_dir, current.other_folder(), self.ini, self.environ, self._hear)
+            if everything or not new.same_as(current):
+                new.adopt(self._aside(lambda: new.look(Plan())))
                 done = self._replace(new)
             else:
-                done = self._renew_replicas(self.instance.look(self.instance.plan, anew, self.refused))
-        except (SettingsError, ModelError, StartError, LoadError, OSError) as error:
+                plan = self._aside(lambda: current.look(current.plan, anew, self.refused))
+                self._complain(current.catalog.stale)
+                done = self._renew_replicas(plan)
+        except (SettingsError, ModelError, SourceError, StartError, LoadError, OSError) as error:
             self._tell(f"not reloaded, and what served serves on: {error}", reload.FAILED)
         else:
             self._tell(f"reloaded: {done}", reload.DONE)
+        self.instance.catalog.keep(self.instance.plan)
 
     def _replace(self, new: Instance) -> str:
         """Start another uWSGI, let it take over once it is ready, and stop the one that served."""
@@ -317,6 +353,7 @@ class Supervisor:
             children = [self.other.process] if self.other.process else []
             self._stop(children, signal.SIGTERM, deadline, self._next_event)
             self.other.remove_folder()
+            self.other.catalog.keep(Plan())
         self.other = None
 
     def _renew_replicas(self, plan: Plan) -> str:

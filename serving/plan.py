@@ -11,8 +11,8 @@ Raises:   ModelError, in one sentence.
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from serving.errors import ModelError
@@ -130,26 +130,24 @@ class PlanFile:
         new.replace(self._path)
 
 
-@dataclass(frozen=True)
-class Found:
-    """A version that there is: its files, what of them changes when they do."""
-
-    path: Path
-    root: Path
-    identity: str
-
-
 def plan(
-    found: Mapping[int, Found], policy: str, labels: Mapping[str, int], mules: int, before: Plan, anew: bool
+    identities: Mapping[int, str],
+    policy: str,
+    labels: Mapping[str, int],
+    mules: int,
+    before: Plan,
+    place: Callable[[int], tuple[Path, Path]],
+    anew: bool = False,
 ) -> Plan:
     """What a policy makes of the versions that there are; a release of the plan before stays, unless it has changed.
 
     ModelError where the policy, the labels, or how many mules there are do not fit them.
 
-    policy: `latest`, `latest N`, `all`, or numbers; anew: whether all are loaded again.  The version labelled `stable`
-    answers those who name none, else the highest.
+    policy: `latest`, `latest N`, `all`, or numbers; place: where a version's files are, and the model folder around
+    them; anew: whether all are loaded again.  The version labelled `stable` answers those who name none, or else the
+    highest.
     """
-    versions = _chosen(found, policy)
+    versions = _chosen(identities, policy)
     for label, version in labels.items():
         if version not in versions:
             served = ", ".join(map(str, versions))
@@ -170,16 +168,17 @@ def plan(
     for version in sorted(versions, key=lambda version: (version != default, version)):
         replicas, rest = share + rest, 0
         names = tuple(sorted(label for label, labelled in labels.items() if labelled == version))
-        one = found[version]
-        old = next((old for old in before.releases if (old.version, old.identity) == (version, one.identity)), None)
-        if old is None or anew:
+        identity = identities[version]
+        release = next((old for old in before.releases if (old.version, old.identity) == (version, identity)), None)
+        if release is None or anew:
             number += 1
-        kept = number if old is None or anew else old.number
-        releases.append(Release(kept, version, one.path, one.root, replicas, version == default, names, one.identity))
+            path, root = place(version)
+            release = Release(number, version, path, root, replicas, identity=identity)
+        releases.append(replace(release, replicas=replicas, default=version == default, labels=names))
     return Plan(tuple(releases))
 
 
-def _chosen(found: Mapping[int, Found], policy: str) -> list[int]:
+def _chosen(found: Collection[int], policy: str) -> list[int]:
     """The versions that a policy serves, the lowest first."""
     versions = sorted(found)
     if not versions:

@@ -73,9 +73,10 @@ class Settings:
     cache_keysize: int = _uwsgi(32)
 
     # [serving]
-    model: Path = _serving(Path("models/digits"))
+    model: str = _serving("models/digits")
     version_policy: str = _serving("latest")
     version_poll_s: int = _serving(0, 0)
+    store_max_gb: int = _serving(20, 1)
     deadline_ms: int = _serving(5000, 1)
     max_batch_rows: int = _serving(32, 1)
     batch_wait_ms: int = _serving(0, 0)
@@ -378,7 +379,6 @@ def _boolean(name: str, text: str) -> bool:
 _READ: dict[Any, Callable[[str, str], Any]] = {
     int: _integer,
     bool: _boolean,
-    Path: lambda name, text: Path(text),
     str: lambda name, text: text,
 }
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"serving.wire", "serving.batching", "serving.transport", "serving.model"},
     {"serving.uwsgi_transport", "serving.memory_transport", "serving.store", "serving.quarantine"},
     {"app", "mules", "sources"},
-    {"wsgi", "nginx", "reload"},
+    {"wsgi", "nginx", "reload", "catalog"},
     {"instance"},
     {"supervisor"},
     {"muleteer"},
@@ -98,11 +98,14 @@ def test_a_library_is_imported_in_one_place_alone(libraries, home):
     assert [module for module in users if module != home and not module.startswith(home + ".")] == []
 
 
-def test_the_supervisor_knows_of_the_settings_and_the_model_folder_alone():
-    own = {"instance", "nginx", "reload"}
+def test_the_supervisor_knows_of_settings_models_and_their_sources_alone():
+    own = {"catalog", "instance", "nginx", "reload"}
     assert imports("supervisor") & MODULES.keys() >= own
     ours = set().union(*(imports(module) & MODULES.keys() for module in own | {"supervisor"})) - own
-    assert ours == {"serving.errors", "serving.model", "serving.plan", "serving.settings"}
+    assert ours == {
+        *("serving.errors", "serving.model", "serving.plan", "serving.settings"),
+        *("sources", "sources.store"),
+    }
 
 
 def test_the_measuring_instruments_know_the_server_from_outside_alone():

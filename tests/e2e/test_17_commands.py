@@ -77,9 +77,14 @@ def test_the_versions_of_a_model_are_listed(model):
     assert (err, status) == ("", 0)
     lines = [line.split() for line in out.splitlines()]
     assert lines[0] == [f"{model},", "version_policy", "=", "latest"]
-    assert lines[2:] == [["1", "stable", "0.0", "MB", str(model / "1")], ["2", "0.0", "MB", str(model / "2")]]
+    assert lines[1] == ["version", "labels", "identity"]
+    assert [line[:-1] for line in lines[2:]] == [["1", "stable"], ["2"]]
     out, _, _ = muleteer("models", "list", "--json", MODEL=model)
-    assert [one["version"] for one in json.loads(out)["versions"]] == [1, 2]
+    found = json.loads(out)
+    assert [(one["version"], one["labels"]) for one in found["versions"]] == [(1, ["stable"]), (2, [])]
+    assert found["stale"] == ""
+    out, _, status = muleteer("models", "fetch", "--model", "model", "--version", "1", cwd=model.parent)
+    assert (out, status) == (f"{model / '1'}\n", 0)
     _, err, status = muleteer("models", "list", "--model", "there is none", cwd=model.parent)
     assert (err.count("\n"), status) == (1, 2) and "there is none does not exist; set MODEL" in err
 

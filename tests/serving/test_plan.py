@@ -6,18 +6,19 @@ from pathlib import Path
 import pytest
 
 from serving.errors import ModelError
-from serving.plan import POLICY, Found, Plan, PlanFile, plan
+from serving.plan import POLICY, Plan, PlanFile, plan
 
 ROOT = Path("models")
 
 
-def found(*versions, **identities):
-    """What there is; identities by "v" and the version."""
-    return {one: Found(ROOT / str(one), ROOT, identities.get(f"v{one}", "same")) for one in versions}
+def place(version):
+    return ROOT / str(version), ROOT
 
 
 def make(*versions, policy="latest", labels=None, mules=4, before=Plan(), anew=False, **identities):  # noqa: B008
-    return plan(found(*versions, **identities), policy, labels or {}, mules, before, anew)
+    """The plan of these versions; their identities by "v" and the version."""
+    found = {one: identities.get(f"v{one}", "same") for one in versions}
+    return plan(found, policy, labels or {}, mules, before, place, anew)
 
 
 def about(made):
