@@ -4,6 +4,7 @@ Runs in:  the supervisor, and the command line.
 Raises:   ModelError; SourceError where the model cannot be had from where it is said to be.
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,22 @@ from types import MappingProxyType
 
 import sources
 from serving import model
-from serving.plan import Plan, plan
+from serving.errors import ModelError
+from serving.model import ModelFolder
+from serving.plan import Plan, Release, make_plan
 from serving.settings import Settings
 from sources.store import Found, Store, default_root
 
 # why a version with this identity is not served
 Refusals = Mapping[tuple[int, str], str]
+
+
+class BrokenVersion(ModelError):
+    """A version that is no model, by its number and identity."""
+
+    def __init__(self, version: int, identity: str, reason: str) -> None:
+        super().__init__(reason)
+        self.key = version, identity
 
 
 class Catalog:
@@ -34,6 +45,7 @@ class Catalog:
         self._held: list[Path] = []
         # why the source gave no answer, the last time
         self.stale = ""
+        self._numbers = itertools.count(1)
 
     def look(self) -> Found:
         """The versions that there are now, or were when the source last answered, and their labels."""
@@ -46,17 +58,20 @@ class Catalog:
         return Found(identities, model.labels(root))
 
     def place(self, version: int) -> tuple[Path, Path]:
-        """Where the files of a version are, and the model folder around them."""
+        """Where the files of a version are, and the model folder around them.  ModelError when they are no model."""
         root = Path(self._settings.model)
         if self._store is not None:
             root = self._store.fetch(self._source, version)
             self._held.append(root)
-        return model.versions(root)[version], root
+        path = model.versions(root)[version]
+        ModelFolder.open(path, root, version)
+        return path, root
 
     def plan(self, policy: str, before: Plan, anew: bool = False, refused: Refusals = MappingProxyType({})) -> Plan:
         """What is to be served of what there is now; anew: all of it loaded again.
 
         refused: what could not be served, by its version and identity.  It is left out, or stays as it was before.
+        BrokenVersion where one that is to be served is no model.
         """
         found = self.look()
         identities, reasons = {}, {}
@@ -68,8 +83,25 @@ class Catalog:
             for release in before.releases:
                 if release.version == version:
                     identities[version] = release.identity
-        made = plan(identities, policy, found.labels, self._settings.mules, before, self.place, anew)
+
+        def place(version: int) -> tuple[Path, Path]:
+            try:
+                return self.place(version)
+            except ModelError as error:
+                raise BrokenVersion(version, identities[version], str(error)) from error
+
+        try:
+            made = make_plan(identities, policy, found.labels, self._settings.mules, before, place, self._numbers, anew)
+        except ModelError as error:
+            if not reasons or isinstance(error, BrokenVersion):
+                raise
+            told = "; ".join(f"version {version} cannot be served: {reason}" for version, reason in reasons.items())
+            raise ModelError(f"{error}; {told}") from error
         return replace(made, refused=reasons)
+
+    def identity(self, release: Release) -> str:
+        """That of a release now: its model may have written into its own folder while it was loaded."""
+        return release.identity if self._store is not None else model.identity(release.path, release.root)
 
     def keep(self, served: Plan) -> None:
         """The store may drop what is not to be served any more."""

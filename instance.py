@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -57,10 +58,24 @@ class Instance:
             "PYTHONUNBUFFERED": "1",
         }
 
-    def look(self, before: Plan, anew: bool = False, refused: Refusals = MappingProxyType({})) -> Plan:
-        """What is to be served of what there is now, fetched if need be; as Catalog.plan, which says more."""
-        policy = reload.pinned(self._run_dir) or self.settings.version_policy
-        return self.catalog.plan(policy, before, anew, refused)
+    def look(
+        self,
+        before: Plan,
+        anew: bool = False,
+        refused: Refusals = MappingProxyType({}),
+        wish: str | None = None,
+    ) -> Plan:
+        """What is to be served of what there is now, fetched if need be; as Catalog.plan, which says more.
+
+        wish: the versions to serve instead of those that were pinned, if any; empty: as the settings say.
+        """
+        pinned = reload.pinned(self._run_dir) if wish is None else wish
+        return self.catalog.plan(pinned or self.settings.version_policy, before, anew, refused)
+
+    def remember(self) -> None:
+        """What is served has been loaded: what its models wrote into their folders meanwhile is no change."""
+        releases = [replace(release, identity=self.catalog.identity(release)) for release in self.plan.releases]
+        self.serve(replace(self.plan, releases=tuple(releases)))
 
     def adopt(self, plan: Plan) -> None:
         """What it serves from its start on.  ModelError when that is no model."""

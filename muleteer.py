@@ -97,7 +97,9 @@ def main(arguments: Sequence[str]) -> int:
         return status
     except Failed as error:
         return _refuse(1, error)
-    except (SettingsError, ModelError, SourceError, StartError) as error:
+    except SettingsError as error:
+        return _refuse(2, error)
+    except (ModelError, SourceError, StartError) as error:
         return _refuse(2 if asked.run in (_serve, _list) else 1, error)
 
 
@@ -154,6 +156,8 @@ def _policy(text: str) -> str:
 
 
 def _serve(asked: argparse.Namespace, environ: dict[str, str]) -> int:
+    # sockets, logs and pid files are for this user and group
+    os.umask(0o027)
     # each thread that can wait needs a file
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -292,8 +296,7 @@ def _try(folder: ModelFolder, settings: Settings) -> dict[str, Any]:
     engine = engines.load(folder, settings.threads_per_replica)
     load_s = time.monotonic() - start
     signature, answer = engine.signature, folder.answer(engine.signature)
-    most = min(limit for limit in (settings.max_batch_rows, engine.max_batch_rows) if limit)
-    took = Canary(engine, folder.sample(signature), answer).warm_up(most)
+    took = Canary(engine, folder.sample(signature), answer).warm_up(_most_rows(folder, settings, engine))
     return {
         "name": folder.name,
         "version": folder.version,
@@ -313,12 +316,20 @@ def _answer(folder: ModelFolder, settings: Settings, body: bytes) -> str:
     from app import codec
     from mules import engines
     from mules.canary import check_outputs
+    from serving import batching
 
     engine = engines.load(folder, settings.threads_per_replica)
-    inputs, encode = codec.decode(body, engine.signature, engine.max_batch_rows or settings.max_batch_rows)
-    outputs = engine.predict(inputs)
-    check_outputs(outputs, engine.signature, engine.signature.rows(inputs))
-    return encode(outputs).decode()
+    inputs, encode = codec.decode(body, engine.signature, settings.max_request_rows)
+    parts = []
+    for part in batching.slices(inputs, engine.signature.rows(inputs), _most_rows(folder, settings, engine)):
+        parts.append(engine.predict(part))
+        check_outputs(parts[-1], engine.signature, engine.signature.rows(part))
+    return encode(batching.join(parts)).decode()
+
+
+def _most_rows(folder: ModelFolder, settings: Settings, engine: Any) -> int:
+    limits = (settings.max_batch_rows, folder.options.get("max_batch_rows"), engine.max_batch_rows)
+    return min(limit for limit in limits if limit is not None)
 
 
 def _rss_mb() -> int:

@@ -14,14 +14,19 @@ import signal
 import struct
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 RUNNING, DONE, FAILED = "running", "done", "failed"
-PIN = "version"
+PIN, WISH = "version", "version.asked"
 _POLL_S = 0.1
 # struct flock: type, whence, start, length, pid
 _FLOCK = "hhqqi0q"
+
+
+class NoServer(Exception):
+    """Nobody runs there, or none that can be asked."""
 
 
 @dataclass(frozen=True)
@@ -65,53 +70,65 @@ def pinned(run_dir: Path) -> str:
         return ""
 
 
-def pin(run_dir: Path, policy: str) -> None:
-    """Serve these versions from the next reload on, also after a new start; empty: as the settings say."""
-    if policy:
-        new = run_dir / f"{PIN}.new"
-        new.write_text(f"{policy}\n")
-        new.replace(run_dir / PIN)
-    else:
-        (run_dir / PIN).unlink(missing_ok=True)
+def pin(run_dir: Path, policy: str, name: str = PIN) -> None:
+    """Serve these versions, also after a new start; empty: as the settings say."""
+    new = run_dir / f"{name}.new"
+    new.write_text(f"{policy}\n")
+    new.replace(run_dir / name)
 
 
-def ask(run_dir: Path, everything: bool, version: str | None = None) -> int:
-    """Ask for a reload and follow it to its end.  Returns the exit status: 0 done, 1 failed, 2 nobody to ask.
+def wish(run_dir: Path) -> str | None:
+    """What `reload --version` asked for and nobody has done yet; None where it did not.  It is asked for once."""
+    try:
+        policy = (run_dir / WISH).read_text().strip()
+        (run_dir / WISH).unlink()
+    except OSError:
+        return None
+    return policy
 
-    version: what to serve from now on, also after a new start, instead of what version_policy says; empty: that again.
-    """
+
+def follow(run_dir: Path, everything: bool = False) -> Iterator[Progress]:
+    """Ask for a reload.  Gives how far it is, each time that it is further, up to its end; NoServer where none runs."""
     pid = server_pid(run_dir)
     if not pid:
-        return _refuse(2, f"no server runs in {run_dir}; set PORT or RUN_DIR as for serve")
-    before = Progress.read(run_dir)
-    former = pinned(run_dir)
-    try:
-        if version is not None:
-            pin(run_dir, version)
-    except OSError as error:
-        return _refuse(2, f"{error.filename} cannot be written: {error.strerror}")
+        raise NoServer(f"no server runs in {run_dir}; set PORT or RUN_DIR as for serve")
+    before = seen = Progress.read(run_dir)
     try:
         os.kill(pid, signal.SIGUSR1 if everything else signal.SIGHUP)
     except OSError as error:
-        return _refuse(2, f"the server in {run_dir}, process {pid}, cannot be asked: {error.strerror}")
-    shown = ""
-    while True:
+        raise NoServer(f"the server in {run_dir}, process {pid}, cannot be asked: {error.strerror}") from error
+    while seen.number == before.number or seen.state == RUNNING:
         # looked at before its last words are
         lives = server_pid(run_dir) == pid
         progress = Progress.read(run_dir)
-        if progress.number > before.number:
+        if progress.number > before.number and progress != seen:
+            seen = progress
+            yield progress
+        elif not lives:
+            yield Progress(before.number + 1, FAILED, f"the server in {run_dir} ended before the reload was done")
+            return
+        else:
+            time.sleep(_POLL_S)
+
+
+def ask(run_dir: Path, everything: bool, version: str | None = None) -> int:
+    """Ask for a reload and tell how it goes.  Returns the exit status: 0 done, 1 failed, 2 nobody to ask.
+
+    version: what to serve from now on, also after a new start, instead of what version_policy says; empty: that again.
+    """
+    try:
+        if version is not None and server_pid(run_dir):
+            # before the reload that it is for is asked for; the server remembers it once that is done
+            pin(run_dir, version, WISH)
+        for progress in follow(run_dir, everything):
             if progress.state == FAILED:
-                if version is not None:
-                    pin(run_dir, former)
                 return _refuse(1, progress.text)
-            if progress.text != shown:
-                shown = progress.text
-                print(f"muleteer: {shown}", flush=True)
-            if progress.state == DONE:
-                return 0
-        if not lives:
-            return _refuse(1, f"the server in {run_dir} ended before the reload was done")
-        time.sleep(_POLL_S)
+            print(f"muleteer: {progress.text}", flush=True)
+    except NoServer as error:
+        return _refuse(2, str(error))
+    except OSError as error:
+        return _refuse(2, f"{error.filename} cannot be written: {error.strerror}")
+    return 0
 
 
 def _refuse(status: int, text: str) -> int:

@@ -26,11 +26,12 @@ import orjson
 import nginx
 import reload
 import sources
+from catalog import BrokenVersion
 from instance import FOLDERS, SOCKETS, Instance
 from nginx import StartError
 from serving.errors import ModelError, SettingsError, SourceError
 from serving.model import ModelCard
-from serving.plan import Plan
+from serving.plan import Plan, Release
 
 ROOT = Path(__file__).resolve().parent
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD}
@@ -43,6 +44,8 @@ PR_SET_PDEATHSIG = 1
 LAST_WORDS_S = 0.8
 # how long an instance that serves no more has to be without a connection: nginx may be just about to make one
 QUIET_S = 1.0
+# for a signal; the kernel has no longer time than some
+LONGEST_WAIT_S = 3600.0
 T = TypeVar("T")
 NOT_IN_PATHS = re.compile(r"""[$"'\\%:;{}\n]""")
 
@@ -56,7 +59,11 @@ class Ended(Exception):
 
 
 class LoadError(Exception):
-    """An instance does not become ready, or replicas are not replaced."""
+    """An instance does not become ready, or replicas are not replaced; release: by what was to be loaded."""
+
+    def __init__(self, reason: str, release: Release | None = None) -> None:
+        super().__init__(reason)
+        self.release = release
 
 
 class Supervisor:
@@ -84,7 +91,7 @@ class Supervisor:
         self.asked: set[int] = set()
         self.progress = reload.Progress(reload.Progress.read(self.run_dir).number)
         # what is wrong with versions that could not be served
-        self.refused: dict[tuple[int, str], str] = {}
+        self.refused = self._read_refused()
         # what the last look for versions found, and what it complained of
         self.found = Plan()
         self.complaint = ""
@@ -95,7 +102,7 @@ class Supervisor:
         self._prepare()
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
-            self.instance.adopt(self._aside(lambda: self.instance.look(Plan())))
+            self.instance.adopt(self._aside(lambda: self.instance.look(Plan(), refused=self.refused)))
             self._complain(self.instance.catalog.stale)
             self._start(self.instance)
             self.instance.link()
@@ -106,14 +113,20 @@ class Supervisor:
             while not nginx.listens(self.host, self.port):
                 self._next_event(0.1)
             self._announce(ready)
+            with contextlib.suppress(ModelError, OSError):
+                self.instance.remember()
+            looked = time.monotonic()
             while True:
-                self._next_event(self.instance.settings.version_poll_s or None)
+                poll_s = self.instance.settings.version_poll_s
+                left_s = max(0.0, looked + poll_s - time.monotonic())
+                self._next_event(min(left_s, LONGEST_WAIT_S) if poll_s else None)
                 while self.asked:
                     self._reload(signal.SIGUSR1 in self.asked)
-                if self.instance.settings.version_poll_s:
+                if poll_s and time.monotonic() >= looked + poll_s:
                     self._look_for_versions()
+                    looked = time.monotonic()
         except LoadError as error:
-            _say(str(error), sys.stderr)
+            _say(f"{error}{self._see_log()}", sys.stderr)
             return 1
         except Ended as ended:
             return ended.status
@@ -185,7 +198,7 @@ class Supervisor:
         while True:
             self._next_event(0.1)
             if instance.process and instance.process.poll() is not None:
-                raise LoadError(f"uwsgi ended by itself with status {instance.process.returncode}{self._see_log()}")
+                raise LoadError(f"uwsgi ended by itself with status {instance.process.returncode}")
             ready = instance.readyz()
             replicas = ready.get("replicas", [])
             states = {replica["state"] for replica in replicas}
@@ -196,7 +209,7 @@ class Supervisor:
             errors = sorted({replica["last_error"] for replica in replicas} - {""})
             if ready.get("status") == "failed" or (complete and "failed" in states):
                 reason = f"the model in {instance.model.path} cannot be loaded: {''.join(errors[:1])}"
-                raise LoadError(reason + self._see_log())
+                raise LoadError(reason)
             if time.monotonic() >= next_word:
                 waited = f"loading {instance.model.name} … {time.monotonic() - start:.0f} s"
                 self._tell("; ".join([waited, *errors]))
@@ -245,13 +258,33 @@ class Supervisor:
             if found.releases == instance.plan.releases:
                 if found != instance.plan:
                     instance.serve(found)
-            elif found == self.found:
+            elif found.serves_as(self.found):
                 self._reload(anew=False)
             self.found = found
             instance.catalog.keep(instance.plan)
+        except BrokenVersion as error:
+            self._refuse(error.key, str(error))
+            complaint = str(error)
         except (ModelError, SourceError, OSError) as error:
             complaint = str(error)
         self._complain(complaint)
+
+    def _refuse(self, key: tuple[int, str], reason: str) -> None:
+        """A version with this identity is not tried again by itself, also after a new start."""
+        self.refused[key] = reason
+        self._write_refused()
+
+    def _write_refused(self) -> None:
+        with contextlib.suppress(OSError):
+            text = [[version, identity, reason] for (version, identity), reason in self.refused.items()]
+            (self.run_dir / "refused.json").write_text(json.dumps(text))
+
+    def _read_refused(self) -> dict[tuple[int, str], str]:
+        try:
+            found = json.loads((self.run_dir / "refused.json").read_bytes())
+            return {(int(version), str(identity)): str(reason) for version, identity, reason in found}
+        except (OSError, ValueError, TypeError):
+            return {}
 
     def _complain(self, complaint: str) -> None:
         """Tell what is wrong with the source, once; empty: nothing."""
@@ -282,30 +315,43 @@ class Supervisor:
     def _reload(self, everything: bool = False, anew: bool = True) -> None:
         """Do what was asked for, and tell how it went.  What is asked for meanwhile is done after it.
 
-        anew: whether what has not changed is loaded again, and what could not be served is tried again.
+        anew: whether it was asked for: then what could not be served is tried again, and where nothing has changed, all
+        is loaded again.
         """
         self.asked.clear()
         # before anything is read: whoever asks from now on waits for the next one
         self.progress = reload.Progress(self.progress.number + 1, reload.RUNNING)
         self._tell("reloading")
         try:
-            if anew:
-                self.refused.clear()
-            current = new = self.instance
-            if anew:
-                new = Instance(self.run_dir, current.other_folder(), self.ini, self.environ, self._hear)
-            if everything or not new.same_as(current):
-                new.adopt(self._aside(lambda: new.look(Plan())))
-                done = self._replace(new)
-            else:
-                plan = self._aside(lambda: current.look(current.plan, anew, self.refused))
-                self._complain(current.catalog.stale)
-                done = self._renew_replicas(plan)
-        except (SettingsError, ModelError, SourceError, StartError, LoadError, OSError) as error:
+            done = self._renew(everything) if anew else self._renew_replicas(self._plan())
+        except LoadError as error:
+            self._tell(f"not reloaded, and what served serves on: {error}{self._see_log()}", reload.FAILED)
+        except (SettingsError, ModelError, SourceError, StartError, OSError) as error:
             self._tell(f"not reloaded, and what served serves on: {error}", reload.FAILED)
         else:
             self._tell(f"reloaded: {done}", reload.DONE)
         self.instance.catalog.keep(self.instance.plan)
+
+    def _renew(self, everything: bool) -> str:
+        wish = reload.wish(self.run_dir)
+        self.refused.clear()
+        self._write_refused()
+        new = Instance(self.run_dir, self.instance.other_folder(), self.ini, self.environ, self._hear)
+        if everything or not new.same_as(self.instance):
+            new.adopt(self._aside(lambda: new.look(Plan(), wish=wish)))
+            done = self._replace(new)
+        else:
+            plan = self._plan(wish=wish)
+            done = self._renew_replicas(self._plan(anew=True, wish=wish) if plan == self.instance.plan else plan)
+        if wish is not None:
+            reload.pin(self.run_dir, wish)
+        return done
+
+    def _plan(self, anew: bool = False, wish: str | None = None) -> Plan:
+        instance = self.instance
+        found = self._aside(lambda: instance.look(instance.plan, anew, self.refused, wish))
+        self._complain(instance.catalog.stale)
+        return found
 
     def _replace(self, new: Instance) -> str:
         """Start another uWSGI, let it take over once it is ready, and stop the one that served."""
@@ -359,17 +405,29 @@ class Supervisor:
     def _renew_replicas(self, plan: Plan) -> str:
         """Let the mules replace the replicas that do not fit a plan, one after another; go back where that fails."""
         instance, before = self.instance, self.instance.plan
-        failures = (instance.readyz().get("spare") or {}).get("failures", 0)
+        while not (ready := instance.readyz()):
+            self._next_event(0.1)
+        failures = (ready.get("spare") or {}).get("failures", 0)
         instance.serve(plan)
         try:
-            return self._until_served(plan, failures)
-        except LoadError as error:
-            new = [release for release in plan.releases if release not in before.releases]
-            failed = {(release.version, release.identity): str(error) for release in new}
-            self.refused.update(failed)
-            reasons = {version: reason for (version, _), reason in failed.items()}
-            instance.serve(replace(before, refused={**before.refused, **reasons}))
+            done = self._until_served(plan, failures)
+        except (LoadError, OSError) as error:
+            if isinstance(error, LoadError) and error.release and error.release.version not in before.versions.values():
+                self._refuse((error.release.version, error.release.identity), str(error))
+                before = replace(before, refused={**before.refused, error.release.version: str(error)})
+            instance.serve(before)
+            self._until_back(before)
             raise
+        with contextlib.suppress(ModelError, OSError):
+            instance.remember()
+        return done
+
+    def _until_back(self, plan: Plan) -> None:
+        """Wait until the replicas that had a new version already have the one from before again."""
+        try:
+            self._until_served(plan, sys.maxsize)
+        except LoadError as error:
+            self._tell(f"the way back is not done: {error}")
 
     def _until_served(self, plan: Plan, failures: int) -> str:
         """Wait until a plan is fulfilled; failures: of the spare, before it was to be."""
@@ -377,24 +435,27 @@ class Supervisor:
         total = instance.settings.mules
         while True:
             self._next_event(0.1)
-            ready = instance.readyz()
-            replicas = ready.get("replicas", [])
+            if not (ready := instance.readyz()):
+                continue
+            replicas, spare = ready["replicas"], ready["spare"] or {"failures": 0}
             surplus = plan.surplus(replica["release"] for replica in replicas)
-            new = sum(replica["ready"] and not many for replica, many in zip(replicas, surplus, strict=True))
+            fits = [replica for replica, many in zip(replicas, surplus, strict=True) if not many]
+            new = sum(replica["ready"] for replica in fits)
             # one that is being replaced stands there beside the new one
             text = f"{instance.model.name}, {plan}, {new} of {total} replicas"
-            if replicas and new == len(replicas) == total:
+            if new == len(replicas) == total:
                 return text
-            spare = ready.get("spare") or {}
             # those of an earlier reload are forgotten at some time after this one has begun
-            failures = min(failures, spare.get("failures", 0))
-            stuck = [replica for replica in replicas if replica["state"] in ("paused", "failed")]
+            failures = min(failures, spare["failures"])
+            stuck = [replica for replica in fits if replica["state"] in ("paused", "failed")]
             if stuck and new + len(stuck) == len(replicas):
-                raise LoadError(f"{new} replicas are new, and replica {stuck[0]['id']} is not: {stuck[0]['reason']}")
-            if spare.get("failures", 0) > failures:
-                failed = next((one for one in plan.releases if one.number == spare["release"]), plan.default)
-                raise LoadError(f"the model in {failed.path} cannot be loaded: {spare['last_error']}{self._see_log()}")
-            if replicas and text != self.progress.text:
+                raise LoadError(
+                    f"{new} replicas are new, and replica {stuck[0]['id']} is not: {stuck[0]['reason']}",
+                    plan.release(stuck[0]["release"]),
+                )
+            if spare["failures"] > failures and (failed := plan.release(spare["release"])):
+                raise LoadError(f"the model in {failed.path} cannot be loaded: {spare['last_error']}", failed)
+            if text != self.progress.text:
                 self._tell(text)
 
     def _tell(self, text: str, state: str = reload.RUNNING) -> None:
@@ -502,7 +563,10 @@ class Supervisor:
         if self.log_dir is None:
             return ""
         log = self.log_dir / "server.log"
-        lines = log.read_text(errors="replace").splitlines()[-8:]
+        try:
+            lines = log.read_text(errors="replace").splitlines()[-8:]
+        except OSError:
+            return ""
         return "\n  | ".join([f"; the end of {log}:", *lines])
 
 

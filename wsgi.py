@@ -3,11 +3,13 @@
 Runs in:  master, and all that is forked from it.  Nothing here may import an ML framework.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
 from pathlib import Path
 
+import reload
 from app import create_app
 from serving import uwsgi_transport
 from serving.plan import PlanFile
@@ -30,7 +32,21 @@ board = Board(settings.mules, settings.heartbeat_timeout_ms / 1000, settings.lon
 plan, drain_file = PlanFile(Path(os.environ["RUN_DIR"], "plan.json")), Path(os.environ["RUN_DIR"], "drain")
 # by chance, others on this machine begin somewhere else
 first_processor = os.urandom(1)[0]
-application = create_app(settings, transport, board, quarantine, plan, drain_file.exists)
+
+
+def load() -> tuple[bool, str]:
+    """Have the supervisor look for versions: whether all went well, and what happened."""
+    told = reload.Progress()
+    with contextlib.suppress(reload.NoServer):
+        for progress in reload.follow(Path(os.environ["RUN_DIR"]).parent):
+            told = progress
+            if drain_file.exists():
+                # another uWSGI serves, and this one is to end
+                break
+    return told.state != reload.FAILED, told.text
+
+
+application = create_app(settings, transport, board, quarantine, plan, drain_file.exists, load)
 
 
 def pin(number: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from flask import Flask, Response, request
 
-from app import health, problems
+from app import health, problems, repository
 from app.predict import Answer, Predict
 from serving.plan import PlanFile
 from serving.quarantine import Quarantine
@@ -30,13 +30,19 @@ def create_app(
     quarantine: Quarantine,
     plan: PlanFile,
     drains: Callable[[], bool] = lambda: False,
+    loads: Callable[[], tuple[bool, str]] = lambda: (False, "nobody can be asked"),
 ) -> Flask:
-    """The Flask application of a worker; drains: whether nginx's connections are to end, each after its answer."""
+    """The Flask application of a worker.
+
+    drains: whether nginx's connections are to end, each after its answer; loads: has the server look for versions, and
+    gives whether all went well, and what happened.
+    """
     app = Flask("muleteer", static_folder=None)
     predictions: dict[str, View] = {"/predict": Predict(settings, transport, board, quarantine, plan, drains).answer}
     for path, answer in predictions.items():
         app.add_url_rule(path, f"POST {path}", _flask_view(answer), methods=["POST"])
     app.register_blueprint(health.blueprint(board, plan))
+    app.register_blueprint(repository.blueprint(settings, board, loads))
     problems.register(app)
     app.wsgi_app = ShortCut(app.wsgi_app, predictions)  # type: ignore[method-assign]
     return app

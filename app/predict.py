@@ -32,7 +32,7 @@ from serving.plan import PlanFile
 from serving.quarantine import Quarantine, digest
 from serving.settings import Settings
 from serving.store import Board, Service
-from serving.task import Task
+from serving.task import Reply, Task
 from serving.transport import Transport
 from serving.wire import decode_reply, encode_task
 
@@ -123,19 +123,14 @@ class Predict:
         if rows > 1 and self._settings.refuse_late:
             # more than the row at each seat that the last look allowed for
             self._most_s += service.drain_s(rows) * MARGIN
-        transport = self._transport
-        name = next(self._uuids).to_bytes(16)
         offered = time.monotonic()
-        frame = encode_task(Task(name, request_id, offered, deadline, rows, inputs))
-        # a seat without rows is empty
-        ticket = Ticket(name, rows or 1, transport.seat(), 0, self._quarantine.admit(frame), version)
-        transport.offer(ticket, frame)
-        try:
-            reply = decode_reply(transport.await_reply(ticket, deadline))
-        except (DeadlineExceeded, ClientGone):
-            # it may have hung the replica
-            transport.leave_digest(ticket, lambda: digest(frame))
-            raise
+        reply = self._ask(Task(next(self._uuids).to_bytes(16), request_id, offered, deadline, rows, inputs), version)
+        if reply.error is not None and version != ANY and isinstance(reply.error, ModelNotFound):
+            # its last replica has gone meanwhile; a label is for another version now
+            version = self._version(environ["HTTP_X_MODEL_VERSION"])
+            reply = self._ask(
+                Task(next(self._uuids).to_bytes(16), request_id, offered, deadline, rows, inputs), version
+            )
         if reply.error is not None:
             raise reply.error
         replied = time.monotonic()
@@ -157,16 +152,36 @@ class Predict:
             body,
         )
 
+    def _ask(self, task: Task, version: int) -> Reply:
+        """The reply to a task."""
+        transport = self._transport
+        frame = encode_task(task)
+        # a seat without rows is empty
+        ticket = Ticket(task.uuid, task.rows or 1, transport.seat(), 0, self._quarantine.admit(frame), version)
+        transport.offer(ticket, frame)
+        try:
+            return decode_reply(transport.await_reply(ticket, task.deadline))
+        except (DeadlineExceeded, ClientGone):
+            # it may have hung the replica
+            transport.leave_digest(ticket, lambda: digest(frame))
+            raise
+
     def _version(self, name: str) -> int:
-        """The version that a request names, by its number or a label; ModelNotFound where nobody is to serve it."""
+        """The version that a request names, by its number or a label.
+
+        ModelNotFound where nobody is to serve it, ModelLoading where nobody has loaded it yet.
+        """
         served = self._board.versions()
         version = served.get(name)
         if version is None:
-            # one that has died, or is being loaded, is served soon
-            version = self._plan.read().versions.get(name)
-        if version is None:
-            known = ", ".join(sorted({*served, *self._plan.read().versions})) or "none"
-            raise ModelNotFound(f"no version {name[:64]!r} of the model is served; there is {known}")
+            planned = self._plan.read().versions
+            version = planned.get(name)
+            if version is None:
+                known = ", ".join(sorted({*served, *planned})) or "none"
+                raise ModelNotFound(f"no version {name[:64]!r} of the model is served; there is {known}")
+            # one whose replicas have died is served again soon
+            if not self._board.has_served(version):
+                raise ModelLoading(f"no replica has loaded version {version}; /readyz shows how far they are")
         return version
 
     def _look(self, now: float) -> None:

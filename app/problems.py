@@ -58,6 +58,10 @@ def register(app: Flask) -> None:
             response.headers["X-Request-ID"] = request_id(request.environ)
         return response
 
+    @app.errorhandler(ServingError)
+    def refusal(error: ServingError) -> Response:
+        return Response(of_error(error, request_id(request.environ)), error.status, mimetype=MEDIA_TYPE)
+
     @app.errorhandler(HTTPException)
     def problem(error: HTTPException) -> Response:
         status = error.code or 500

@@ -106,11 +106,17 @@ def run(
     try:
         release = pool.choose(post)
         stop.loading = True
-        replica = load(
-            settings, release, transport, record, quarantine, end_by, board.card() if board.ready() else None
-        )
+        replica = load(settings, release, transport, record, quarantine, end_by)
         stop.loading = False
         _check_memory(settings)
+        transport.start_replica(id, lambda: len(board.ready()))
+        transport.serve(release.version, release.default, pool.knows)
+        with transport.locked():
+            # one after the other: two that differ are not both on the board
+            replica.check_signature(board.card())
+            replica.describe(release.labels)
+            record.beat()
+            record.succeed()
     except Stopped:
         pool.leave()
         return 0
@@ -119,10 +125,6 @@ def run(
         log.error("replica cannot load the model: %s", error, exc_info=None if permanent else error)
         pool.count_failure(record, str(error) or type(error).__name__, permanent)
         return 1
-    transport.start_replica(id, lambda: len(board.ready()))
-    transport.serve(release.version, release.default, pool.knows)
-    record.beat()
-    record.succeed()
     if post is not None:
         pool.replace(post)
     try:
@@ -166,8 +168,9 @@ def _check_memory(settings: Settings) -> None:
 
 
 def _pause(record: Record, stop: Stop, pool: Pool, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Wait until the record allows the next load."""
-    while (left := record.not_before - time.monotonic()) > 0 and not stop.asked():
+    """Wait until the record allows the next load, or there is another plan."""
+    plan = pool.plan()
+    while (left := record.not_before - time.monotonic()) > 0 and not stop.asked() and pool.plan() is plan:
         record.beat()
         sleep(min(left, IDLE_S))
         pool.watch()

@@ -53,7 +53,7 @@ class Replica:
         predict_timeout_s: int = 0,
     ) -> None:
         self._engine = engine
-        self._card = card
+        self.card = card
         self._version = card.version
         self._transport = transport
         self._record = record
@@ -74,9 +74,18 @@ class Replica:
             for rows, took_s in self._canary.warm_up(self._max_batch_rows):
                 self._measure(rows, took_s)
 
+    def check_signature(self, other: ModelCard | None) -> None:
+        """Raise ModelError unless it takes and gives what replicas before it did, for which clients have come."""
+        own = self.card
+        if other is not None and own.signature != other.signature:
+            raise ModelError(
+                f"version {own.version} takes and gives {own.signature}, and version {other.version}, which was loaded"
+                f" before, {other.signature}: clients may not expect that; reload --all lets it take over all the same"
+            )
+
     def describe(self, labels: tuple[str, ...]) -> None:
         """Put its card on the board, with these labels."""
-        self._record.describe(replace(self._card, labels=labels))
+        self._record.describe(replace(self.card, labels=labels))
 
     def step(self, wait_s: float) -> int:
         """One turn: take, predict, publish.  Returns how many tasks were taken.
@@ -221,12 +230,8 @@ def load(
     record: Record,
     quarantine: Quarantine | None = None,
     end_by: Callable[[int], None] = lambda seconds: None,
-    serving: ModelCard | None = None,
 ) -> Replica:
-    """The replica of a release, its model loaded and warm, its card on the board.
-
-    serving: the card of those that serve beside it, whose signature it must have.
-    """
+    """The replica of a release, its model loaded and warm."""
     start = time.monotonic()
     folder = ModelFolder.open(release.path, release.root, release.version)
     engine = engines.load(folder, settings.threads_per_replica)
@@ -236,11 +241,6 @@ def load(
         # a frame counts both in one byte
         if len(side) > 255 or any(len(spec.name.encode()) > 255 for spec in side):
             raise ModelError(f"{folder.path} has more than 255 inputs or outputs, or a name of more than 255 bytes")
-    if serving is not None and engine.signature != serving.signature:
-        raise ModelError(
-            f"version {folder.version} takes and gives {engine.signature}, and version {serving.version}, which serves,"
-            f" {serving.signature}: clients may not expect that; reload --all lets it take over all the same"
-        )
     loaded = time.monotonic()
     card = ModelCard(
         folder.name, folder.version, engines.find(folder), engine.signature, max_batch_rows, release.labels
@@ -258,7 +258,6 @@ def load(
         settings.longest_predict_s,
     )
     replica.warm_up()
-    replica.describe(release.labels)
     log.info(
         "replica ready: %s version %d, loaded in %.1f s, warm-up %.1f s",
         folder.name,

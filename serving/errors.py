@@ -4,6 +4,7 @@
     ├─ ClientError              400
     │  ├─ DecodeError           400 bad_body
     │  ├─ SignatureMismatch     400 signature
+    │  ├─ Forbidden             403 forbidden
     │  ├─ ModelNotFound         404 model_not_found
     │  ├─ FrameTooLarge         413 too_large
     │  ├─ UnsupportedMedia      415 media_type
@@ -12,6 +13,7 @@
     │  ├─ Overloaded            503 overloaded
     │  └─ ModelLoading          503 model_loading
     ├─ DeadlineExceeded         504 deadline
+    ├─ LoadFailed               500 load_failed
     └─ EngineError              500 engine
        ├─ ReplicaCrashed        500 replica_crashed, with Retry-After while it is refused
        └─ ReplyTooLarge         500 reply_too_large
@@ -57,12 +59,20 @@ class SignatureMismatch(ClientError):
     title = "The input does not fit the model"
 
 
+class Forbidden(ClientError):
+    """The settings do not allow it."""
+
+    status = 403
+    code = "forbidden"
+    title = "This is not allowed here"
+
+
 class ModelNotFound(ClientError):
-    """No such version of the model, or no such label, is served."""
+    """No such model, version of it, or label is served."""
 
     status = 404
     code = "model_not_found"
-    title = "There is no such version"
+    title = "There is no such model"
 
 
 class FrameTooLarge(ClientError):
@@ -118,6 +128,13 @@ class DeadlineExceeded(ServingError):
     status = 504
     code = "deadline"
     title = "The deadline has passed"
+
+
+class LoadFailed(ServingError):
+    """What was asked to be loaded cannot be, and what served serves on."""
+
+    code = "load_failed"
+    title = "It could not be loaded"
 
 
 class EngineError(ServingError):

@@ -146,6 +146,10 @@ class Seats:
         self._queued[seat] = 1
         return True
 
+    def queued(self, seat: int) -> bool:
+        """Whether a seat is on the queue."""
+        return self._queued[seat] != 0
+
     def dequeue(self, seat: int) -> Ticket | None:
         """The seat is off the queue.  Returns the task that waits there, unless it was claimed before.  Locked."""
         self._queued[seat] = 0

@@ -113,7 +113,13 @@ def identity(path: Path, root: Path) -> str:
             about = file.stat()
             name = str(file.relative_to(path)).encode(errors="surrogateescape")
             found.update(b"%s\0%d\0%d\0" % (name, about.st_size, about.st_mtime_ns))
-        options = _read_options(path, root)
+        if path != root:
+            files = [root / name for name in ("sample.json", "answer.json") if (root / name).is_file()]
+            found.update(repr([(file.name, file.stat().st_mtime_ns) for file in files]).encode())
+        try:
+            options = _read_options(path, root)
+        except ModelError as error:
+            options = {"wrong": str(error)}
         # these may move without a change of what they are for
         options.pop("labels", None)
         found.update(repr(sorted(options.items())).encode())

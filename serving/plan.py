@@ -11,7 +11,7 @@ Raises:   ModelError, in one sentence.
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -61,6 +61,10 @@ class Plan:
 
     releases: tuple[Release, ...] = ()
     refused: Mapping[int, str] = field(default_factory=dict)
+
+    def serves_as(self, other: "Plan") -> bool:
+        """Whether both are the same but for the numbers of their releases."""
+        return [replace(one, number=0) for one in self.releases] == [replace(one, number=0) for one in other.releases]
 
     def release(self, number: int) -> Release | None:
         """The release of a number, None when it is not to be served."""
@@ -130,13 +134,14 @@ class PlanFile:
         new.replace(self._path)
 
 
-def plan(
+def make_plan(
     identities: Mapping[int, str],
     policy: str,
     labels: Mapping[str, int],
     mules: int,
     before: Plan,
     place: Callable[[int], tuple[Path, Path]],
+    numbers: Iterator[int],
     anew: bool = False,
 ) -> Plan:
     """What a policy makes of the versions that there are; a release of the plan before stays, unless it has changed.
@@ -144,8 +149,8 @@ def plan(
     ModelError where the policy, the labels, or how many mules there are do not fit them.
 
     policy: `latest`, `latest N`, `all`, or numbers; place: where a version's files are, and the model folder around
-    them; anew: whether all are loaded again.  The version labelled `stable` answers those who name none, or else the
-    highest.
+    them; numbers: those of releases, each another; anew: whether all are loaded again.  The version labelled `stable`
+    answers those who name none, or else the highest.
     """
     versions = _chosen(identities, policy)
     for label, version in labels.items():
@@ -162,7 +167,6 @@ def plan(
         )
     default = labels.get(STABLE, max(versions))
     share, rest = divmod(mules, len(versions))
-    number = max((release.number for release in before.releases), default=0)
     releases = []
     # the default first: what is left over is for it
     for version in sorted(versions, key=lambda version: (version != default, version)):
@@ -171,9 +175,8 @@ def plan(
         identity = identities[version]
         release = next((old for old in before.releases if (old.version, old.identity) == (version, identity)), None)
         if release is None or anew:
-            number += 1
             path, root = place(version)
-            release = Release(number, version, path, root, replicas, identity=identity)
+            release = Release(next(numbers), version, path, root, replicas, identity=identity)
         releases.append(replace(release, replicas=replicas, default=version == default, labels=names))
     return Plan(tuple(releases))
 

@@ -76,6 +76,7 @@ class Settings:
     model: str = _serving("models/digits")
     version_policy: str = _serving("latest")
     version_poll_s: int = _serving(0, 0)
+    repository_api: bool = _serving(False)
     store_max_gb: int = _serving(20, 1)
     deadline_ms: int = _serving(5000, 1)
     max_batch_rows: int = _serving(32, 1)

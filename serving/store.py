@@ -332,6 +332,10 @@ class Board:
             self._versions = stamps, names | {str(card.version): card.version for card in cards}
         return self._versions[1]
 
+    def has_served(self, version: int) -> bool:
+        """Whether any replica has loaded a version, though it may have died."""
+        return any(card.version == version for record in self.records if (card := record.card()))
+
     def statuses(self, now: float | None = None) -> list[ReplicaStatus]:
         """The status of each process, the spare's too."""
         moment = time.monotonic() if now is None else now

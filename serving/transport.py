@@ -189,6 +189,8 @@ class Transport(ABC):
                 max_rows = min(max_rows, math.ceil(depth / (1 + others)))
             rows = 0 if self._again.empty() else self._take_again(held, max_rows)
             strange = False
+            if self._seats.naming():
+                rows += self._take_named(held, max_rows - rows)
             while rows < max_rows and self._default and (seat := self._pull()) is not None:
                 ticket = self._seats.dequeue(seat)
                 if ticket is None:
@@ -203,14 +205,6 @@ class Transport(ABC):
                     rows += ticket.rows
                 else:
                     break
-            for ticket in self._named() if self._seats.naming() else ():
-                if ticket.alone:
-                    self._again.put(ticket)
-                    self._seats.claim(ticket)
-                elif rows < max_rows and self._hold(held, ticket):
-                    rows += ticket.rows
-                    # no seat has to wait for others for ever
-                    self._first_named = (ticket.seat + 1) % self._seats.count
             if not held and not self._again.empty():
                 self._take_again(held, max_rows)
             left = self._tempting()
@@ -223,6 +217,20 @@ class Transport(ABC):
             self._rouse()
         return self._with_frames(held)
 
+    def _take_named(self, held: list[tuple[int, Ticket]], max_rows: int) -> int:
+        """Hold what waits at its seat for this version.  Returns its rows."""
+        rows = 0
+        for ticket in self._named():
+            if ticket.alone:
+                # waits where others like it do
+                self._again.put(ticket)
+                self._seats.claim(ticket)
+            elif rows < max_rows and self._hold(held, ticket):
+                rows += ticket.rows
+                # no seat has to wait for others for ever
+                self._first_named = (ticket.seat + 1) % self._seats.count
+        return rows
+
     def _may_take(self, ticket: Ticket) -> bool:
         """Whether a task is for this replica."""
         if ticket.version == self._version:
@@ -230,8 +238,13 @@ class Transport(ABC):
         return self._default and (ticket.version == ANY or not self._known(ticket.version))
 
     def _named(self) -> Iterator[Ticket]:
-        """What waits at its seat for a version that is this replica's to take.  Locked, or else it is a guess."""
+        """What waits at its seat for a version that is this replica's to take.  Locked, or else it is a guess.
+
+        Where it serves by default, without what still is on the queue.
+        """
         for seat in self._seats.named(self._first_named):
+            if self._default and self._seats.queued(seat):
+                continue
             ticket = self._seats.offered(seat)
             if ticket is not None and ticket.version != ANY and self._may_take(ticket):
                 yield ticket

@@ -17,8 +17,8 @@ LAYERS = [
     {"serving.wire", "serving.batching", "serving.transport", "serving.model"},
     {"serving.uwsgi_transport", "serving.memory_transport", "serving.store", "serving.quarantine"},
     {"app", "mules", "sources"},
-    {"wsgi", "nginx", "reload", "catalog"},
-    {"instance"},
+    {"nginx", "reload", "catalog"},
+    {"wsgi", "instance"},
     {"supervisor"},
     {"muleteer"},
 ]

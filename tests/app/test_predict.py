@@ -410,17 +410,43 @@ def test_a_request_may_name_its_version(make_chain, plan, door):
 
 
 @pytest.mark.parametrize("name", ["4", "canary"])
-def test_who_names_a_version_that_is_not_there_yet_waits_for_it(make_chain, plan, name):
+def test_who_names_a_version_whose_replicas_died_waits_and_one_that_is_not_loaded_yet_is_told(make_chain, plan, name):
     chain = make_chain(plan=plan).ready()
     chain.transport.serve(3, True, lambda version: True)
+    check_problem(chain.post(b'{"x": [1]}', X_Model_Version=name), 503, "model_loading", "has loaded version 4")
+    # it has served, and its process is gone: another will be there soon
+    record = chain.board.records[1]
+    record.describe(replace(chain.board.records[0].card(), version=4))
     check_problem(chain.post(b'{"x": [1]}', X_Model_Version=name, X_Request_Timeout_Ms="50"), 504, "deadline")
     # unless there is no hope: its replica pauses for longer
-    record = chain.board.records[1]
-    record.version, record.default = 4, 0
+    record.default = 0
     record.fail("the weights are gone", pause_s=60)
-    check_problem(chain.post(b'{"x": [1]}', X_Model_Version=name), 503, "model_loading")
+    check_problem(chain.post(b'{"x": [1]}', X_Model_Version=name), 503, "model_loading", "/readyz")
     # which is nothing to the others
     check_problem(chain.post(b'{"x": [1]}', X_Request_Timeout_Ms="50"), 504, "deadline")
+
+
+def test_a_label_that_moves_while_its_task_waits_is_followed(make_chain, plan):
+    chain = make_chain(plan=plan).serve()
+    # whoever is asked for 4 is told that it is gone, as its last replica tells those who still wait
+    chain.transport.serve(3, True, lambda version: version != 4)
+    card = chain.board.records[0].card()
+    chain.board.records[1].describe(replace(card, version=4, labels=("moving",)))
+    chain.board.records[1].succeed()
+    chain.board.records[1].beat()
+    check_problem(chain.post(b'{"x": [1]}', X_Model_Version="4"), 404, "model_not_found", "version 4 of the model")
+    given = chain.transport.offer
+
+    def offer(ticket, frame):
+        if ticket.version == 4:
+            # in this moment
+            chain.board.records[0].describe(replace(card, labels=("moving",)))
+            chain.board.records[1].retire()
+        given(ticket, frame)
+
+    chain.transport.offer = offer
+    answer = chain.post(b'{"x": [1]}', X_Model_Version="moving")
+    assert (answer.status_code, answer.headers["X-Model-Version"]) == (200, "3")
 
 
 def test_who_names_no_version_is_refused_where_none_by_default_will_come(make_chain, plan):

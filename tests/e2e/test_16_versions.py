@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -174,7 +175,8 @@ def test_a_broken_version_changes_nothing_and_is_not_tried_again_until_it_change
         write_version(model, 4, **broken)
         refused = wait_until(lambda: server.ready()["refused"], "it is refused")
         assert set(refused) == {"4"} and told in refused["4"]
-        assert "not reloaded, and what served serves on: " in server.output and told in server.output
+        wait_until(lambda: "not reloaded, and what served serves on: " in server.output, "it is told")
+        assert told in server.output
         loads = server.log.count("cannot load the model")
         # some looks later
         label(model, stable=1)
@@ -268,9 +270,7 @@ def test_other_inputs_or_outputs_are_refused_unless_everything_is_taken_anew(sta
         write_version(model, 2, input="words")
         status, _, err = reload(server)
         assert status == 1 and masters(server, 1) == before
-        told = (
-            "version 2 takes and gives words string → res string, and version 1, which serves, text string → res string"
-        )
+        told = "version 2 takes and gives words string → res string, and version 1, which was loaded before, text string → res string"
         assert told in err and "reload --all" in err
     status, out, _ = reload(server, "--all")
     assert status == 0 and out.endswith("uWSGI anew, model, version 2, 1 replicas\n")
@@ -311,3 +311,93 @@ def test_a_wrong_argument_is_told(arguments, tmp_path):
         [ROOT / "entrypoint.sh", "reload", *arguments], env=environ, capture_output=True, text=True, check=False
     )
     assert asked.returncode == 2 and "usage: muleteer" in asked.stderr
+
+
+def test_a_load_may_be_asked_for_by_http_where_that_is_allowed(start, model):
+    server = start(MODEL=model, MULES=2, SERVING_REPOSITORY_API="true").wait_ready()
+    write_version(model, 2)
+    with load(server, ""):
+        answer = server.request("POST", "/v2/repository/models/model/load", b"{}")
+        assert (answer.status, answer.json["detail"]) == (200, "reloaded: model, version 2, 2 of 2 replicas")
+        assert versions(server) == [2, 2]
+        write_version(model, 3, load="raise RuntimeError('the weights are gone')")
+        refusal = server.request("POST", "/v2/repository/models/model/load", b"{}")
+        assert (refusal.status, refusal.json["code"]) == (500, "load_failed")
+        assert "the weights are gone" in refusal.json["detail"] and versions(server) == [2, 2]
+        other = server.request("POST", "/v2/repository/models/digits/load", b"{}")
+        assert (other.status, other.json["code"]) == (404, "model_not_found")
+
+
+def test_a_load_by_http_is_forbidden_unless_the_settings_allow_it(start, model):
+    server = start(MODEL=model, MULES=1).wait_ready()
+    refusal = server.request("POST", "/v2/repository/models/model/load", b"{}")
+    assert (refusal.status, refusal.json["code"]) == (403, "forbidden") and "repository_api" in refusal.json["detail"]
+    assert server.request("GET", "/v2/repository/models/model/load").status == 405
+
+
+# the first load goes well, and the next does not
+ONCE = """found = len(list(Path(path).glob("load-*")))
+        (Path(path) / f"load-{found}").touch()
+        if found:
+            raise MemoryError("no room for another")"""
+
+
+def test_a_version_that_only_some_replicas_can_load_goes_again_and_the_next_one_is_as_good_as_any(start, model):
+    server = start(MODEL=model, MULES=3).wait_ready()
+    serves(server, 1, 1, 1)
+    with load(server, "") as found:
+        write_version(model, 2, load=ONCE)
+        status, _, err = reload(server)
+        assert status == 1 and "no room for another" in err
+        assert versions(server) == [1, 1, 1]
+        assert set(server.ready()["refused"]) == {"2"}
+        shutil.rmtree(model / "2")
+        write_version(model, 3)
+        assert reload(server)[0] == 0
+        assert versions(server) == [3, 3, 3]
+    assert set(found[""]) <= {"1", "2", "3"}
+
+
+def test_a_broken_version_beside_others_is_refused_alone(start, model):
+    write_version(model, 2)
+    settings = {"SERVING_VERSION_POLICY": "all", "SERVING_VERSION_POLL_S": 1}
+    server = start(MODEL=model, MULES=4, **settings).wait_ready()
+    serves(server, 1, 1, 2, 2)
+    with load(server, "1", "2"):
+        write_version(model, 3, load="raise RuntimeError('the weights are gone')")
+        wait_until(lambda: "not reloaded" in server.output, "it is refused")
+        assert set(server.ready()["refused"]) == {"3"}
+        # what is no model at all, neither
+        (model / "4").mkdir()
+        (model / "4" / "model.toml").write_text("nam = 'a'")
+        wait_until(lambda: "4" in server.ready()["refused"], "it is refused as well")
+        assert "'nam' is not one of" in server.ready()["refused"]["4"]
+        serves(server, 1, 1, 2, 2)
+        write_version(model, 5)
+        serves(server, 1, 2, 5, 5)
+    assert server.stop() == 0
+    # nor are they tried after a new start
+    again = start(MODEL=model, MULES=3, RUN_DIR=server.run_dir, **settings).wait_ready()
+    serves(again, 1, 2, 5)
+
+
+def test_a_good_version_ends_an_outage(start, model):
+    server = start(MODEL=model, MULES=1, SERVING_LOAD_ATTEMPTS=1).wait_ready()
+    (victim,) = pids(server, 1)
+    write_model(model / "1", source(1, load="raise RuntimeError('the weights are gone')"))
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: server.ready()["replicas"][0]["state"] == "failed", "it cannot be loaded again")
+    write_version(model, 2)
+    status, _, err = reload(server)
+    assert (status, err) == (0, "")
+    assert named(server).headers["x-model-version"] == "2"
+
+
+def test_versions_that_differ_in_their_inputs_are_not_served_together(start, model):
+    write_version(model, 2, input="words")
+    server = start(MODEL=model, MULES=2, SERVING_VERSION_POLICY="all").wait_ready()
+    refused = wait_until(
+        lambda: [one for one in server.ready()["replicas"] if one["state"] in ("paused", "failed")], "one is refused"
+    )
+    assert len(refused) == 1 and "clients may not expect that" in refused[0]["last_error"]
+    assert len([one for one in server.ready()["replicas"] if one["ready"]]) == 1

@@ -422,8 +422,7 @@ def test_a_model_is_warmed_up_with_one_row_and_a_full_batch(write, record, files
 )
 def test_the_lowest_batch_limit_is_the_one_on_the_card(write, record, source, toml, limit):
     folder = write(model_py=source, model_toml=f'name = "mine"\n{toml}')
-    load(folder, record)
-    card = record.card()
+    card = load(folder, record).card
     assert (card.name, card.version, card.engine, card.max_batch_rows) == ("mine", 1, "python", limit)
     assert card.signature.inputs == (TensorSpec("x", "float32", (2,)),)
 

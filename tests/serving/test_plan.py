@@ -1,12 +1,14 @@
 """Plans: which versions a policy serves, with how many replicas, and what stays of the plan before."""
 
+import itertools
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from serving.errors import ModelError
-from serving.plan import POLICY, Plan, PlanFile, plan
+from serving.plan import POLICY, Plan, PlanFile, make_plan
 
 ROOT = Path("models")
 
@@ -15,10 +17,10 @@ def place(version):
     return ROOT / str(version), ROOT
 
 
-def make(*versions, policy="latest", labels=None, mules=4, before=Plan(), anew=False, **identities):  # noqa: B008
+def make(*versions, policy="latest", labels=None, mules=4, before=Plan(), anew=False, numbers=None, **identities):  # noqa: B008
     """The plan of these versions; their identities by "v" and the version."""
     found = {one: identities.get(f"v{one}", "same") for one in versions}
-    return plan(found, policy, labels or {}, mules, before, place, anew)
+    return make_plan(found, policy, labels or {}, mules, before, place, numbers or itertools.count(1), anew)
 
 
 def about(made):
@@ -85,18 +87,21 @@ def test_what_does_not_fit_is_told_with_the_fix(versions, options, told):
 
 
 def test_a_release_stays_until_its_version_changes_or_all_is_loaded_anew():
-    first = make(1, 2, policy="all")
+    made = partial(make, numbers=itertools.count(1))
+    first = made(1, 2, policy="all")
     assert about(first) == [(1, 2, 2, True), (2, 1, 2, False)]
-    assert make(1, 2, policy="all", before=first) == first
+    assert made(1, 2, policy="all", before=first) == first
     # other labels and shares are no other release
-    moved = make(1, 2, policy="all", labels={"stable": 1}, mules=5, before=first)
+    moved = made(1, 2, policy="all", labels={"stable": 1}, mules=5, before=first)
     assert about(moved) == [(2, 1, 3, True), (1, 2, 2, False)]
-    changed = make(1, 2, policy="all", before=first, v1="changed")
+    changed = made(1, 2, policy="all", before=first, v1="changed")
     assert about(changed) == [(1, 2, 2, True), (3, 1, 2, False)]
-    assert about(make(1, 2, 3, before=first)) == [(3, 3, 4, True)]
-    assert about(make(1, 2, policy="all", before=changed, anew=True)) == [(4, 2, 2, True), (5, 1, 2, False)]
-    # the way back is a release of its own: what served then was loaded before
-    assert about(make(1, policy="1", before=make(1, 2, before=first))) == [(2, 1, 4, True)]
+    # no number comes twice, also where a plan was given up
+    third = made(1, 2, 3, before=first)
+    assert about(third) == [(4, 3, 4, True)]
+    assert about(made(1, 2, 4, before=first)) == [(5, 4, 4, True)]
+    assert about(made(1, 2, policy="all", before=changed, anew=True)) == [(6, 2, 2, True), (7, 1, 2, False)]
+    assert made(1, 2, 3, before=first).serves_as(third) and not third.serves_as(first)
 
 
 def test_who_lacks_most_is_loaded_next_and_who_is_too_many_goes():

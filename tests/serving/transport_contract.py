@@ -740,7 +740,8 @@ class TransportContract:
         assert not transport._tempting() and take(transport) == []
         transport.start_replica(3)
         transport.serve(0, True, lambda version: True)
-        assert numbers(take(transport, 1)) == [5] and numbers(take(transport)) == [3]
+        # what others pulled and left was ahead of what is on the queue now
+        assert numbers(take(transport, 1)) == [3] and numbers(take(transport)) == [5]
 
     def test_a_version_that_nobody_serves_is_taken_by_those_who_serve_by_default(self, transport):
         offer(transport, 1, version=3)
