@@ -4,6 +4,7 @@ Each of them asks again by its own rules, and logs that with the URL, which may 
 """
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -55,7 +56,10 @@ class _Teller(logging.Handler):
     def __init__(self, say: Say, what: str) -> None:
         super().__init__()
         self._say, self._what = say, what
+        self._thread = threading.get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if str(record.msg).startswith(_START):
+        # Google's library asks for more than it was told to, in nameless threads that nobody waits for
+        aside = record.thread != self._thread and str(record.threadName).startswith("Thread-")
+        if str(record.msg).startswith(_START) and not aside:
             self._say(f"{self._what} gives no good answer, and is asked again")
