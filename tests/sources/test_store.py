@@ -282,10 +282,11 @@ def test_a_store_that_cannot_be_written_is_told(tmp_path):
 
 def test_the_store_of_another_user_is_refused(tmp_path, monkeypatch):
     Store(tmp_path, MB)
-    monkeypatch.setattr(os, "geteuid", lambda: 12345)
     if os.getuid() == 0:
-        for folder in tmp_path.iterdir():
-            os.chown(folder, 54321, -1)
+        os.chown(tmp_path / "objects", 54321, -1)
+    else:
+        # only root can give a folder away
+        monkeypatch.setattr(os, "geteuid", lambda: 54321)
     with pytest.raises(SourceError, match="belongs to another user; set MULETEER_STORE to a folder of yours"):
         Store(tmp_path, MB)
 
