@@ -9,6 +9,7 @@ Raises:   SourceError, in one sentence.
 import bz2
 import gzip
 import lzma
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -43,9 +44,14 @@ _BROKEN = (
 _LITTER = ("__MACOSX", ".DS_Store")
 
 
-def is_archive(file: Path) -> bool:
-    """Whether its name says so."""
-    return file.name.lower().endswith(ARCHIVES)
+def unpack_lone(folder: Path, max_bytes: int) -> None:
+    """Let a folder that holds one archive alone hold what that does."""
+    files = list(folder.iterdir())
+    if len(files) == 1 and files[0].is_file() and files[0].name.lower().endswith(ARCHIVES):
+        packed = folder.with_name(f"{folder.name}.packed")
+        folder.rename(packed)
+        unpack(packed / files[0].name, folder, max_bytes)
+        shutil.rmtree(packed)
 
 
 def unpack(archive: Path, into: Path, max_bytes: int) -> None:

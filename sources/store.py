@@ -18,14 +18,15 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from serving.errors import SourceError, SourceUnavailable
 from sources import tree
-from sources.archive import is_archive, unpack
+from sources.archive import unpack_lone
+from sources.lock import alone, lock
 from sources.source import FULL, Source, digest
 
 # between attempts at a fetch that broke off
@@ -117,7 +118,7 @@ class Store:
         what = f"{source.name} version {version}"
         key = _key(source, version, found.identities[version])
         try:
-            with self._alone(key, lambda: source.say(f"waiting for another process, which fetches {what}")):
+            with alone(self._locks / key, lambda: source.say(f"waiting for another process, which fetches {what}")):
                 return self._kept(source, key) or self._bring(source, version, what, key)
         except OSError as error:
             if error.errno not in FULL:
@@ -129,7 +130,7 @@ class Store:
 
     def hold(self, path: Path) -> None:
         """Keep a path that fetch() gave, perhaps to another process, until release() or the end of this one."""
-        descriptor = _lock(path.parent, fcntl.LOCK_SH)
+        descriptor = lock(path.parent, fcntl.LOCK_SH)
         if descriptor is None:
             raise SourceError(f"{path} is not in the store any more; fetch it again")
         self._held.setdefault(path.parent, []).append(descriptor)
@@ -176,7 +177,7 @@ class Store:
             self._make_room(size or 0, what)
             shutil.rmtree(work, ignore_errors=True)
             identity = self._download(source, version, work / source.name, size, what)
-            _unpack_archive(work, source.name, version, self.max_bytes)
+            unpack_lone(work / source.name / str(version), self.max_bytes)
             self._make_room(tree.size(work), what)
             path = self._commit(work, source.name)
             tree.write(self._fetched / _key(source, version, identity), f"{path.parent.name}/{path.name}".encode())
@@ -210,7 +211,7 @@ class Store:
         """Give the work its address, and hold it."""
         address = tree.seal(work)
         target = self._objects / address
-        with self._alone("objects"):
+        with alone(self._locks / "objects"):
             try:
                 tree.check(target, address)
             except tree.Damaged:
@@ -230,7 +231,7 @@ class Store:
             raise SourceError(
                 f"{what} has {_mb(size)} MB, and the store may hold {_mb(self.max_bytes)} MB; raise store_max_gb"
             )
-        with self._alone("objects"):
+        with alone(self._locks / "objects"):
             sizes = {folder: tree.size(folder) for folder in self._objects.iterdir()}
             for folder in sorted(sizes, key=lambda folder: folder.stat().st_mtime_ns):
                 if sum(sizes.values()) + size <= self.max_bytes:
@@ -244,7 +245,7 @@ class Store:
             )
 
     def _evict(self, folder: Path) -> bool:
-        descriptor = _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if descriptor is None:
             return False
         try:
@@ -263,29 +264,11 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
             (self._locks / folder.name).touch(mode=0o600)
-            descriptor = _lock(self._locks / folder.name, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = lock(self._locks / folder.name, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if descriptor is not None:
                 shutil.rmtree(folder, ignore_errors=True)
                 (self._locks / folder.name).unlink()
                 os.close(descriptor)
-
-    @contextmanager
-    def _alone(self, name: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """With the lock of this name, among all processes."""
-        file = self._locks / name
-        file.touch(mode=0o600)
-        descriptor = _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if descriptor is None:
-            waiting()
-        while descriptor is None:
-            # who had it takes the file away
-            file.touch(mode=0o600)
-            descriptor = _lock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            file.unlink()
-            os.close(descriptor)
 
     def _cannot_write(self, error: OSError) -> SourceError:
         return SourceError(
@@ -294,36 +277,8 @@ class Store:
         )
 
 
-def _lock(path: Path, kind: int) -> int | None:
-    """A descriptor with the lock of a file or folder; None when it is not there any more, or not free."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, kind)
-        # it may have been moved away, and another put there, while this waited
-        if os.path.samestat(os.fstat(descriptor), path.stat()):
-            return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    os.close(descriptor)
-    return None
-
-
 def _key(source: Source, version: int, identity: str) -> str:
     return digest([source.key, source.name, version, identity])
-
-
-def _unpack_archive(work: Path, name: str, version: int, max_bytes: int) -> None:
-    """A version that is one archive becomes what it holds."""
-    folder = work / name / str(version)
-    files = list(folder.iterdir())
-    if len(files) == 1 and files[0].is_file() and is_archive(files[0]):
-        packed = work / f"{name}.packed"
-        folder.rename(packed)
-        unpack(packed / files[0].name, folder, max_bytes)
-        shutil.rmtree(packed)
 
 
 @contextmanager

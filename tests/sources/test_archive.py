@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from serving.errors import SourceError
 from sources import archive
-from sources.archive import unpack
+from sources.archive import unpack, unpack_lone
 
 PLENTY = 1 << 30
 
@@ -62,9 +62,18 @@ def files(folder):
 )
 def test_an_archive_is_unpacked(tmp_path, name, pack):
     file = pack(tmp_path / name, ("saved_model.pb", b"graph"), ("./variables/v.index", b""))
-    assert archive.is_archive(file)
     unpack(file, tmp_path / "1", PLENTY)
     assert files(tmp_path / "1") == {"saved_model.pb": b"graph", "variables/v.index": b""}
+
+
+def test_an_archive_is_unpacked_where_it_is_alone(tmp_path):
+    for name, beside in (("alone", None), ("beside", "model.toml")):
+        (tmp_path / name).mkdir()
+        tar(tmp_path / name / "a.TGZ", ("model.py", b"x"))
+        if beside:
+            (tmp_path / name / beside).touch()
+        unpack_lone(tmp_path / name, PLENTY)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.TGZ", "alone", "beside", "model.py", "model.toml"]
 
 
 def test_a_lone_folder_around_the_files_is_left_out(tmp_path):
