@@ -259,15 +259,16 @@ class Store:
 
     def _sweep(self) -> None:
         """Remove what fetches left behind that were killed."""
-        for folder in self._tmp.iterdir():
-            if folder.suffix in (".evicted", ".damaged"):
-                shutil.rmtree(folder, ignore_errors=True)
+        for name in {path.name for path in (*self._tmp.iterdir(), *self._locks.iterdir())}:
+            if name.endswith((".evicted", ".damaged")):
+                shutil.rmtree(self._tmp / name, ignore_errors=True)
                 continue
-            (self._locks / folder.name).touch(mode=0o600)
-            descriptor = lock(self._locks / folder.name, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file = self._locks / name
+            file.touch(mode=0o600)
+            descriptor = lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if descriptor is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-                (self._locks / folder.name).unlink()
+                shutil.rmtree(self._tmp / name, ignore_errors=True)
+                file.unlink()
                 os.close(descriptor)
 
     def _cannot_write(self, error: OSError) -> SourceError:
