@@ -270,8 +270,8 @@ def test_other_inputs_or_outputs_are_refused_unless_everything_is_taken_anew(sta
         write_version(model, 2, input="words")
         status, _, err = reload(server)
         assert status == 1 and masters(server, 1) == before
-        told = "version 2 takes and gives words string → res string, and version 1, which was loaded before, text string → res string"
-        assert told in err and "reload --all" in err
+        assert "version 2 takes and gives words string → res string, and version 1, which was loaded before" in err
+        assert "reload --all" in err
     status, out, _ = reload(server, "--all")
     assert status == 0 and out.endswith("uWSGI anew, model, version 2, 1 replicas\n")
     assert server.predict({"words": "x"}).json == {"res": "2 x"}
