@@ -45,9 +45,9 @@ RUN python3 -m compileall -q . && chmod -R a+rX . && chmod a+x entrypoint.sh
 # ---- what runs
 FROM ${BASE_IMAGE}
 # /run is writable for any user, and so is a tmpfs over it, which takes its mode; nginx opens its own error.log before it
-# reads where ours is
+# reads where ours is; LightGBM looks for libgomp1, which others bring themselves
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends nginx \
+    && apt-get install -y --no-install-recommends libgomp1 nginx \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin \
     && ln -sf /dev/stderr /var/log/nginx/error.log \
     && chmod 1777 /run \

@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 PORT ?= 8080
-# tensorflow, or gpu for tensorflow[and-cuda]
+# extras of the package: tensorflow, or gpu for tensorflow[and-cuda]; more engines with commas, as tensorflow,onnx
 EXTRA ?= tensorflow
 IMAGE ?= muleteer
 VENV := .venv
@@ -40,9 +40,10 @@ soak: $(VENV)/.dev nginx models/digits ## half an hour of load, and what grows u
 overload: $(VENV)/.dev nginx ## ten times what a server can do, and what it still does
 	@$(BIN)/python -m bench.overload --out bench/results/chaos.md $(ARGS)
 
-bench: $(VENV)/.dev nginx ## compare with the peers that are installed, and measure how ours grows: tables and plots
+bench: $(VENV)/.dev nginx ## compare with the peers that are installed, measure how ours grows, and what engines cost
 	@$(BIN)/python -m bench.compare $(ARGS)
 	@$(if $(ARGS),,$(BIN)/python -m bench.growth)
+	@$(if $(ARGS),,$(BIN)/python -m bench.engines)
 
 bench-peers: $(VENV)/.dev ## install the peers, all or PEERS, each into an environment of its own (12 GB)
 	@$(BIN)/python -m bench.peer $(PEERS)

@@ -142,7 +142,8 @@ def _default_model(plan: Plan) -> ModelFolder:
 def readyz(control: Path) -> dict[str, Any]:
     """What GET /readyz says, asked at the socket for health; {} while there is no answer."""
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/readyz", "QUERY_STRING": "", "SERVER_PROTOCOL": "HTTP/1.1"}
-    environ |= {"SERVER_NAME": "localhost", "SERVER_PORT": "80"}
+    # with what only the supervisor is told
+    environ |= {"SERVER_NAME": "localhost", "SERVER_PORT": "80", "SUPERVISOR": "1"}
     pairs = b"".join(_sized(text.encode()) for pair in environ.items() for text in pair)
     try:
         with socket.socket(socket.AF_UNIX) as connection:

@@ -233,7 +233,9 @@ class Supervisor:
         model = self.instance.model
         file = model.sample_file()
         if file is None:
-            value = {name: tensor[0] for name, tensor in model.sample(card.signature).items()}
+            value = {
+                spec.name: spec.samples()[0] if spec.sample is None else spec.sample for spec in card.signature.inputs
+            }
         else:
             value = json.loads(file.read_bytes())
         if {"instances", "inputs"} & set(value):

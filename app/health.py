@@ -6,10 +6,13 @@ Runs in:  worker.
 """
 
 import orjson
-from flask import Blueprint, Response
+from flask import Blueprint, Response, request
 
 from serving.plan import PlanFile
 from serving.store import Board
+
+# a variable of a request that does not come by way of nginx, which sets all that there are
+SUPERVISOR = "SUPERVISOR"
 
 
 def blueprint(board: Board, plan: PlanFile) -> Blueprint:
@@ -32,7 +35,7 @@ def blueprint(board: Board, plan: PlanFile) -> Blueprint:
         status = {
             "status": "ready" if ready else "failed" if failed else "not ready",
             "ready_replicas": sum(replica.ready for replica in replicas),
-            "model": card.as_dict() if card else None,
+            "model": card.as_dict(samples=SUPERVISOR in request.environ) if card else None,
             "versions": [release.as_dict() for release in found.releases],
             "refused": {str(version): reason for version, reason in found.refused.items()},
             "replicas": [replica.as_dict() for replica in replicas],

@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ _KEYS = {
     "sample": str,
     "answer": str,
     "max_batch_rows": int,
+    "trusted": list,
+    "batched": bool,
+    "content_type": str,
     "inputs": dict,
     "outputs": dict,
     "labels": dict,
@@ -60,20 +63,51 @@ class ModelFolder:
         """The version whose files are in path."""
         with _readable(path):
             if not any(path.iterdir()):
-                raise ModelError(
-                    f"the model folder {path} is empty; it needs a SavedModel, a .keras file or a model.py"
-                )
+                raise ModelError(f"the model folder {path} is empty; put the files of a model into it")
             options = _read_options(path, root)
             return cls(options.get("name", root.resolve().name), version, path, root, options)
+
+    def artifact(self, *patterns: str) -> Path:
+        """The one file that matches; ModelError when there is none, or more than one."""
+        found = sorted({file for pattern in patterns for file in self.path.glob(pattern)})
+        if len(found) != 1:
+            names = f" ({', '.join(file.name for file in found)})" if found else ""
+            raise ModelError(f"{self.path} holds {len(found)} files {' or '.join(patterns)}{names}; it needs one")
+        return found[0]
+
+    def narrowed(self, table: str, found: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        """What an artifact says of its inputs or outputs, as model.toml narrows it.
+
+        That may order them, leave outputs out, and say a size that is any.
+        """
+        declared = self.declared(table)
+        if declared is None:
+            return found
+        by_name = {spec.name: spec for spec in found}
+        narrowed = []
+        for spec in declared:
+            own = by_name.get(spec.name)
+            if own is None:
+                raise ModelError(f"model.toml [{table}] {spec.name!r} is unknown; the model has {', '.join(by_name)}")
+            if (
+                spec.dtype != own.dtype
+                or len(spec.shape) != len(own.shape)
+                or any(want not in (-1, size) for want, size in zip(own.shape, spec.shape, strict=True))
+            ):
+                raise ModelError(f"model.toml [{table}] {spec.name} = {str(spec)!r}; the model has {own}")
+            narrowed.append(replace(own, shape=spec.shape).with_sample(own.sample))
+        if table == "inputs" and len(declared) != len(found):
+            raise ModelError(f"model.toml [inputs] must name all inputs: {', '.join(by_name)}")
+        return tuple(narrowed)
 
     def declared(self, table: str) -> tuple[TensorSpec, ...] | None:
         """The inputs or outputs that model.toml declares, None when it does not."""
         return specs(self.options.get(table), f"model.toml [{table}]")
 
     def sample(self, signature: Signature) -> Tensors:
-        """One row to warm up with: the sample of the folder, or zeros."""
+        """One row to warm up with: the sample of the folder, or the model's own."""
         file = self.sample_file()
-        return signature.zeros() if file is None else _instance(file, signature)
+        return signature.samples() if file is None else _instance(file, signature)
 
     def answer(self, signature: Signature) -> Tensors | None:
         """What the model must answer to the sample, one row; None when the folder does not say."""
@@ -162,13 +196,22 @@ class ModelCard:
     max_batch_rows: int
     labels: tuple[str, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def as_dict(self, samples: bool = True) -> dict[str, Any]:
+        """For JSON; samples may be of somebody's data."""
+        left_out = () if samples else ("sample",)
+
+        def told(items: list[tuple[str, Any]]) -> dict[str, Any]:
+            return {key: value for key, value in items if value is not None and key not in left_out}
+
+        return asdict(self, dict_factory=told)
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> "ModelCard":
         inputs, outputs = (
-            tuple(TensorSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in value["signature"][side])
+            tuple(
+                TensorSpec(**{**spec, "shape": tuple(spec["shape"]), "sample": None}).with_sample(spec.get("sample"))
+                for spec in value["signature"][side]
+            )
             for side in ("inputs", "outputs")
         )
         return cls(**{**value, "signature": Signature(inputs, outputs), "labels": tuple(value["labels"])})
@@ -213,7 +256,7 @@ def _read_options(*folders: Path) -> dict[str, Any]:
     for key, value in options.items():
         if key not in _KEYS:
             raise ModelError(f"{file}: {key!r} is not one of {', '.join(_KEYS)}")
-        if not isinstance(value, _KEYS[key]) or isinstance(value, bool):
+        if type(value) is not _KEYS[key]:
             raise ModelError(f"{file}: {key} = {value!r} is not a {_KEYS[key].__name__}")
     if options.get("max_batch_rows", 1) < 1:
         raise ModelError(f"{file}: max_batch_rows = {options['max_batch_rows']} must be 1 or more")

@@ -14,7 +14,7 @@ import itertools
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -72,6 +72,10 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[int, ...] = ()
+    # what a request that leaves this input out means by that, a value of shape (); None: it must not
+    default: bool | int | float | str | None = None
+    # a value of one row that the model takes, as JSON has it; None: zeros will do
+    sample: Any = field(default=None, compare=False)
 
     @classmethod
     def parse(cls, name: str, text: str) -> "TensorSpec":
@@ -92,8 +96,26 @@ class TensorSpec:
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.shape)}" if self.shape else self.dtype
 
-    def zeros(self, rows: int = 1) -> Tensor:
-        """A tensor of zeros (or of empty strings); a size that may be any is 1."""
+    def defaults(self, rows: int) -> Tensor:
+        """A tensor of the default."""
+        default = self.default.encode() if isinstance(self.default, str) else self.default
+        return np.full((rows, *self.shape), default, self.numpy)
+
+    def with_sample(self, value: Any) -> "TensorSpec":
+        """The same spec with a sample, if that fits."""
+        try:
+            if value is not None:
+                self.array([value])
+        except SignatureMismatch:
+            value = None
+        return replace(self, sample=value)
+
+    def samples(self, rows: int = 1) -> Tensor:
+        """A tensor of the sample or of the default, else of zeros or empty strings; a size that may be any is 1."""
+        if self.sample is not None:
+            return self.array([self.sample] * rows)
+        if self.default is not None:
+            return self.defaults(rows)
         shape = (rows, *(1 if size < 0 else size for size in self.shape))
         return np.full(shape, b"", object) if self.dtype == STRING else np.zeros(shape, self.dtype)
 
@@ -292,9 +314,9 @@ class Signature:
         sides = (", ".join(f"{spec.name} {spec}" for spec in side) for side in (self.inputs, self.outputs))
         return " → ".join(sides)
 
-    def zeros(self, rows: int = 1) -> Tensors:
-        """Inputs of zeros, for a warm-up without a sample."""
-        return {spec.name: spec.zeros(rows) for spec in self.inputs}
+    def samples(self, rows: int = 1) -> Tensors:
+        """Inputs for a warm-up: samples, defaults or zeros."""
+        return {spec.name: spec.samples(rows) for spec in self.inputs}
 
     def columns(self, value: object, plain: bool = False) -> Tensors:
         """Inputs from {name: rows}, or from bare rows when the model has one input."""
@@ -302,9 +324,13 @@ class Signature:
             value = {self.inputs[0].name: value}
         self._check_names(value, "'inputs'")
         assert isinstance(value, dict)
-        inputs = {spec.name: spec.array(value[spec.name], plain) for spec in self.inputs}
-        self.rows(inputs)
-        return inputs
+        inputs = {spec.name: spec.array(value[spec.name], plain) for spec in self.inputs if spec.name in value}
+        if not inputs:
+            raise SignatureMismatch("'inputs': it is empty, and does not tell how many rows there are")
+        rows = self.rows(inputs)
+        if len(inputs) == len(self.inputs):
+            return inputs
+        return {spec.name: inputs[spec.name] if spec.name in inputs else spec.defaults(rows) for spec in self.inputs}
 
     def instances(self, value: object, plain: bool = False) -> Tensors:
         """Inputs from a list of rows: objects by input name, or bare values when the model has one input."""
@@ -316,17 +342,19 @@ class Signature:
             return {self.inputs[0].name: self.inputs[0].array(value, plain)}
         for row, item in enumerate(value):
             self._check_names(item, f"'instances'[{row}]")
-        return {spec.name: spec.array([item[spec.name] for item in value], plain) for spec in self.inputs}
+        return {
+            spec.name: spec.array([item.get(spec.name, spec.default) for item in value], plain) for spec in self.inputs
+        }
 
     def instance(self, value: Mapping[str, object], plain: bool = False) -> Tensors:
         """Inputs of one row from {name: value}."""
         self._check_names(value, "the body")
-        return {spec.name: spec.array([value[spec.name]], plain) for spec in self.inputs}
+        return {spec.name: spec.array([value.get(spec.name, spec.default)], plain) for spec in self.inputs}
 
     def rows(self, inputs: Tensors) -> int:
         """How many rows the inputs have, all the same."""
         if len(inputs) == 1:
-            return len(inputs[self.inputs[0].name])
+            return len(next(iter(inputs.values())))
         counts = [len(tensor) for tensor in inputs.values()]
         if counts.count(counts[0]) != len(counts):
             told = dict(zip(inputs, counts, strict=True))
@@ -343,9 +371,9 @@ class Signature:
             return
         if not isinstance(value, Mapping):
             raise SignatureMismatch(f"{where}: expected an object with {_names(names)}, got {_kind(value)}")
-        if missing := [name for name in names if name not in value]:
+        if missing := [spec.name for spec in self.inputs if spec.default is None and spec.name not in value]:
             raise SignatureMismatch(f"{where}: {_names(missing)} is missing; the model takes {self._taken()}")
-        if len(value) > len(names):
+        if any(name not in names for name in value):
             unknown = [str(name)[:64] for name in value if name not in names]
             raise SignatureMismatch(f"{where}: {_names(unknown[:5])} is unknown; the model takes {self._taken()}")
 

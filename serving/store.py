@@ -132,8 +132,11 @@ class Record:
         self.busy_since = now if busy else 0.0
 
     def describe(self, card: ModelCard) -> None:
-        """Publish the model's card.  ValueError when it is larger than the board's place for it."""
-        _write_text(self._card, json.dumps(card.as_dict()).encode())
+        """Publish the model's card, with samples if they fit.  ValueError when the board has no room for it."""
+        text = json.dumps(card.as_dict()).encode()
+        if len(text) > _CARD_BYTES - _TEXT_HEAD:
+            text = json.dumps(card.as_dict(samples=False)).encode()
+        _write_text(self._card, text)
         self.batch_rows, self.version = card.max_batch_rows, card.version
         # never the same twice, whatever wrote before
         self.stamp = time.monotonic_ns()

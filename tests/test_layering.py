@@ -24,6 +24,7 @@ LAYERS = [
 ]
 HTTP = {"flask", "werkzeug"}
 FRAMEWORKS = {"tensorflow", "keras", "torch", "jax", "sklearn", "onnxruntime", "transformers", "xgboost", "lightgbm"}
+FRAMEWORKS |= {"ai_edge_litert", "joblib", "mlflow", "pandas", "scipy", "skops", "threadpoolctl"}
 
 
 def package(module):

@@ -7,6 +7,7 @@ Raises:   ModelError when the folder cannot be served; anything else that a mode
 """
 
 import importlib
+import os
 from typing import Protocol
 
 from serving.errors import ModelError
@@ -14,13 +15,32 @@ from serving.model import ModelFolder
 from serving.signature import Signature
 from serving.task import Tensors
 
-# the first whose pattern matches a file of the folder is taken: a model.py beside a SavedModel is its wrapper
-_FILES = {
-    "model.py": "python",
-    "saved_model.pb": "tensorflow",
-    "*.keras": "tensorflow",
-}
-_ENGINES = tuple(dict.fromkeys(_FILES.values()))
+# what the files of a folder are served by; a line stands for all that those below it are about
+_FILES = (
+    {"MLmodel": "mlflow"},
+    {"model.py": "python", "inference.py": "sagemaker", "code/inference.py": "sagemaker"},
+    {
+        "saved_model.pb": "tensorflow",
+        "*.keras": "tensorflow",
+        "*.tflite": "tflite",
+        "*.onnx": "onnx",
+        "*.pt2": "torch",
+        "*.pt": "torch",
+        "*.ts": "torch",
+        "*.skops": "sklearn",
+        "*.joblib": "sklearn",
+        "*.pkl": "sklearn",
+        "*.ubj": "xgboost",
+        "model.json": "xgboost",
+        "*.lgb": "lightgbm",
+        "model.txt": "lightgbm",
+    },
+)
+_NAMES = tuple(dict.fromkeys(engine for patterns in _FILES for engine in patterns.values()))
+# that need no framework; each other one is called like the extra of the package that brings what it imports
+_BARE = ("python", "sagemaker")
+# how libraries that are loaded from here on are told of threads
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Engine(Protocol):
@@ -37,18 +57,40 @@ class Engine(Protocol):
 def find(folder: ModelFolder) -> str:
     """The name of the engine that serves a folder."""
     name = folder.options.get("engine")
-    if name is None:
-        name = next((engine for pattern, engine in _FILES.items() if any(folder.path.glob(pattern))), None)
-    if name is None:
-        found = ", ".join(sorted(file.name for file in folder.path.iterdir())[:8])
-        raise ModelError(f"nothing in {folder.path} can be served (found {found}); it needs {' or '.join(_FILES)}")
-    if name not in _ENGINES:
-        raise ModelError(f"model.toml says engine = {name!r}; it is one of {', '.join(_ENGINES)}")
-    return str(name)
+    if name is not None:
+        if name not in _NAMES:
+            raise ModelError(f"model.toml says engine = {name!r}; it is one of {', '.join(_NAMES)}")
+        return str(name)
+    for patterns in _FILES:
+        found = {
+            str(file.relative_to(folder.path)): engine
+            for pattern, engine in patterns.items()
+            for file in folder.path.glob(pattern)
+        }
+        if len(set(found.values())) > 1:
+            names = " and ".join(f"{file} ({engine})" for file, engine in sorted(found.items()))
+            raise ModelError(
+                f'{folder.path} holds models of two engines, {names}; say which: engine = "…" in model.toml'
+            )
+        if found:
+            return next(iter(found.values()))
+    names = ", ".join(sorted(file.name for file in folder.path.iterdir())[:8])
+    known = ", ".join(pattern for patterns in _FILES for pattern in patterns)
+    raise ModelError(f"nothing in {folder.path} can be served (found {names}); it needs one of {known}")
 
 
 def load(folder: ModelFolder, threads: int) -> Engine:
     """The model of a folder, loaded; threads: how many its framework may use for one predict."""
-    module = importlib.import_module(f"mules.engines.{find(folder)}")
+    name = find(folder)
+    for variable in _THREADS:
+        os.environ.setdefault(variable, str(threads))
+    try:
+        module = importlib.import_module(f"mules.engines.{name}")
+    except ModuleNotFoundError as error:
+        if name in _BARE:
+            raise
+        raise ModelError(
+            f"{folder.path} is for the engine {name}, and {error.name} is not installed: pip install '.[{name}]'"
+        ) from error
     engine: Engine = module.load(folder, threads)
     return engine

@@ -14,13 +14,13 @@ Strings are str where they are UTF-8, bytes otherwise.  The arrays may be writte
 Runs in:  mule.
 """
 
-import importlib.util
-import sys
-from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from mules.engines.files import imported
+from mules.engines.tensors import tensor, texts
 from serving.errors import EngineError, ModelError
 from serving.model import ModelFolder, specs
 from serving.signature import STRING, Signature, TensorSpec
@@ -43,7 +43,7 @@ class PythonEngine:
         rows = len(next(iter(values.values())))
         # tensor[row] is an array, or a plain value where one row is a scalar
         parts = [
-            self._tensors(self._model.predict({name: _row(tensor, row) for name, tensor in values.items()}), rows=False)
+            self._tensors(self._model.predict({name: _row(value, row) for name, value in values.items()}), rows=False)
             for row in range(rows)
         ]
         try:
@@ -57,7 +57,7 @@ class PythonEngine:
         missing = [spec.name for spec in self.signature.outputs if spec.name not in outputs]
         if missing:
             raise EngineError(f"Model.predict returned no {', '.join(missing)}")
-        return {spec.name: _tensor(outputs[spec.name], spec, len(spec.shape) + rows) for spec in self.signature.outputs}
+        return {spec.name: tensor(outputs[spec.name], spec, len(spec.shape) + rows) for spec in self.signature.outputs}
 
 
 def load(folder: ModelFolder, threads: int) -> PythonEngine:
@@ -65,13 +65,7 @@ def load(folder: ModelFolder, threads: int) -> PythonEngine:
     file = folder.path / "model.py"
     if not file.is_file():
         raise ModelError(f"{folder.path} has no model.py")
-    spec = importlib.util.spec_from_file_location("model", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # modules beside model.py can be imported, and classes of it pickled
-    sys.modules["model"] = module
-    sys.path.insert(0, str(folder.path.resolve()))
-    spec.loader.exec_module(module)
+    module = imported(file)
     if not isinstance(getattr(module, "Model", None), type):
         raise ModelError(f"{file} has no class Model")
     inputs = folder.declared("inputs") or specs(getattr(module.Model, "inputs", None), f"{file} Model.inputs")
@@ -86,48 +80,11 @@ def load(folder: ModelFolder, threads: int) -> PythonEngine:
 
 
 def _owned(tensor: Tensor, spec: TensorSpec) -> Tensor:
-    if spec.dtype != STRING:
-        return tensor if tensor.flags.writeable else tensor.copy()
-    texts = np.empty(tensor.shape, object)
-    for index, item in enumerate(cast("Iterable[bytes]", tensor.flat)):
-        try:
-            texts.flat[index] = item.decode()
-        except UnicodeDecodeError:
-            texts.flat[index] = item
-    return texts
+    if spec.dtype == STRING:
+        return texts(tensor)
+    return tensor if tensor.flags.writeable else tensor.copy()
 
 
 def _row(tensor: Tensor, row: int) -> Any:
     item = tensor[row]
     return item.item() if isinstance(item, np.generic) else item
-
-
-def _tensor(value: Any, spec: TensorSpec, axes: int) -> Tensor:
-    """What the model returned, as a tensor of its spec."""
-    try:
-        if spec.dtype != STRING:
-            return _numbers(value, spec)
-        tensor = np.asarray(value, object)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise EngineError(f"output {spec.name!r}: {error}; expected {spec}") from error
-    if tensor.ndim != axes:
-        raise EngineError(f"output {spec.name!r} has {tensor.ndim} axes and should have {axes}: {spec}")
-    texts = np.empty(tensor.shape, object)
-    for index, item in enumerate(tensor.flat):
-        if not isinstance(item, str | bytes):
-            raise EngineError(f"output {spec.name!r}: {type(item).__name__} found; expected str or bytes")
-        texts.flat[index] = item if isinstance(item, bytes) else item.encode()
-    return texts
-
-
-def _numbers(value: Any, spec: TensorSpec) -> Tensor:
-    """A copy, for the model may use its array again; no value is changed but by the rounding of a float."""
-    found = np.asarray(value)
-    if found.dtype.kind not in "biuf":
-        raise EngineError(f"output {spec.name!r}: {found.dtype} found; expected {spec}")
-    with np.errstate(invalid="ignore"):
-        # not from found: numpy makes floats of 1 beside 2**63
-        tensor = np.array(value, spec.dtype)
-    if tensor.dtype.kind != "f" and tensor.dtype != found.dtype and not (tensor == found).all():
-        raise EngineError(f"output {spec.name!r}: {found.dtype} found with values that {spec} cannot hold")
-    return tensor

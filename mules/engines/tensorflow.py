@@ -16,6 +16,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 import numpy as np
 import tensorflow as tf
 
+from mules.engines.files import reading
+from mules.engines.tensors import batch_rows, padded
 from serving.errors import ModelError
 from serving.model import ModelFolder
 from serving.signature import NUMBERS, STRING, Signature, TensorSpec
@@ -33,13 +35,11 @@ class TensorFlowEngine:
         self.signature = signature
         self.max_batch_rows = rows
         self._function = function
-        self._rows = rows
 
     def predict(self, inputs: Tensors) -> Tensors:
         rows = len(next(iter(inputs.values())))
-        if self._rows is not None and rows < self._rows:
-            # the graph takes batches of one size only
-            inputs = {name: _padded(tensor, self._rows) for name, tensor in inputs.items()}
+        # the graph may take batches of one size only
+        inputs = padded(inputs, self.max_batch_rows)
         found = self._function(**{name: tf.constant(tensor) for name, tensor in inputs.items()})
         return {spec.name: found[spec.name].numpy()[:rows] for spec in self.signature.outputs}
 
@@ -66,7 +66,8 @@ def _use_threads(threads: int) -> None:
 
 
 def _load_saved_model(folder: ModelFolder) -> TensorFlowEngine:
-    model = tf.saved_model.load(str(folder.path))
+    with reading(folder.path / "saved_model.pb"):
+        model = tf.saved_model.load(str(folder.path))
     name = folder.options.get("signature", _DEFAULT_SIGNATURE)
     if name not in model.signatures:
         raise ModelError(
@@ -112,7 +113,8 @@ def _shortened(engine: TensorFlowEngine, function: Any, folder: ModelFolder) -> 
 
 
 def _load_keras(folder: ModelFolder, file: Path) -> TensorFlowEngine:
-    archive = tf.keras.models.load_model(file, compile=False)
+    with reading(file):
+        archive = tf.keras.models.load_model(file, compile=False)
     if not getattr(archive, "inputs", None):
         raise ModelError(
             f"{file} does not say what its inputs are (it is a class of its own, or was never built);"
@@ -159,15 +161,12 @@ def _output_names(archive: Any, model: Any) -> list[str]:
 
 def _engine(folder: ModelFolder, function: Any, arguments: dict[str, Any], outputs: dict[str, Any]) -> TensorFlowEngine:
     """The engine of a function, its signature checked against what model.toml declares."""
-    found = Signature(_specs(folder, arguments), _specs(folder, outputs))
-    signature = Signature(
-        _declared(folder, "inputs", found.inputs),
-        _declared(folder, "outputs", found.outputs),
+    takes, gives = (
+        folder.narrowed("inputs", _specs(folder, arguments)),
+        folder.narrowed("outputs", _specs(folder, outputs)),
     )
-    sizes = {spec.shape[0] for spec in arguments.values()}
-    if len(sizes) != 1:
-        raise ModelError(f"{folder.path}: the first axes of the inputs differ: {sizes}; they must be the rows")
-    return TensorFlowEngine(function, signature, sizes.pop())
+    rows = batch_rows(folder, [spec.shape[0] for spec in arguments.values()])
+    return TensorFlowEngine(function, Signature(takes, gives), rows)
 
 
 def _specs(folder: ModelFolder, tensors: dict[str, Any]) -> tuple[TensorSpec, ...]:
@@ -180,29 +179,3 @@ def _specs(folder: ModelFolder, tensors: dict[str, Any]) -> tuple[TensorSpec, ..
             raise ModelError(f"{folder.path}: {name!r} has no axis for the rows; export it with one")
         specs.append(TensorSpec(name, dtype, tuple(-1 if size is None else size for size in tensor.shape[1:])))
     return tuple(specs)
-
-
-def _declared(folder: ModelFolder, table: str, found: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    """The specs that model.toml declares, which may only be narrower than what the model has."""
-    declared = folder.declared(table)
-    if declared is None:
-        return found
-    by_name = {spec.name: spec for spec in found}
-    for spec in declared:
-        own = by_name.get(spec.name)
-        if own is None:
-            raise ModelError(f"model.toml [{table}] {spec.name!r} is unknown; the model has {', '.join(by_name)}")
-        if (
-            spec.dtype != own.dtype
-            or len(spec.shape) != len(own.shape)
-            or any(want not in (-1, size) for want, size in zip(own.shape, spec.shape, strict=True))
-        ):
-            raise ModelError(f"model.toml [{table}] {spec.name} = {str(spec)!r}; the model has {own}")
-    if table == "inputs" and len(declared) != len(found):
-        raise ModelError(f"model.toml [inputs] must name all inputs: {', '.join(by_name)}")
-    return declared
-
-
-def _padded(tensor: Any, rows: int) -> Any:
-    filling = np.repeat(tensor[:1], rows - len(tensor), axis=0)
-    return np.concatenate([tensor, filling])

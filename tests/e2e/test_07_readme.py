@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from .conftest import ROOT, descendants, free_port, wait_until
 
@@ -112,6 +114,28 @@ def test_an_own_model_is_served_with_its_own_numbers(clone, serve):
     ctrl_c(process)
 
 
+def test_an_engine_is_an_extra_of_the_package(clone, serve, tmp_path):
+    install = COMMANDS[5]
+    assert install.endswith("'.[onnx]'")
+    echo_in_onnx(tmp_path / "echo.onnx")
+    start = f"make serve MODEL={tmp_path}"
+    environ = os.environ | {"PORT": str(free_port())}
+    told = subprocess.run(["bash", "-c", start], cwd=clone, env=environ, capture_output=True, text=True)
+    assert told.returncode != 0
+    assert "is for the engine onnx, and onnxruntime is not installed: pip install '.[onnx]'" in told.stderr
+    run(install, clone, 0)
+    process, port, out = serve(start)
+    assert json.loads(run(out.read_text().partition("  try ")[2], clone, port)) == {"y": [0, 0]}
+    ctrl_c(process)
+
+
+def echo_in_onnx(file):
+    """A model that gives its input again."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 2]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "echo", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), file)
+
+
 def test_a_reload_takes_what_has_changed(clone, serve):
     process, port, out = serve(COMMANDS[2])
     ini = clone / "uwsgi.ini"
@@ -184,7 +208,7 @@ def test_make_help_lists_the_verbs(clone):
 def test_every_other_command_is_run_by_ci():
     image = (ROOT / "tests" / "image" / "check.sh").read_text()
     ci = (ROOT / ".ci" / "run").read_text()
-    rest = COMMANDS[5:]
+    rest = COMMANDS[6:]
     own = [command for command in rest if not command.startswith(("docker", ".venv/bin/muleteer"))]
     assert own == ["make reload", "make test"]
     assert "make check" in ci and "image/check.sh" in ci

@@ -53,8 +53,8 @@ def test_a_folder_that_holds_no_model_is_told(tmp_path, relative):
     told = {
         "missing": "missing does not exist; set MODEL to a folder that holds a model",
         "file": "file is not a folder; set MODEL to a folder that holds a model",
-        "empty": "empty is empty; it needs a SavedModel, a .keras file or a model.py",
-        "versions": "versions/3 is empty; it needs a SavedModel, a .keras file or a model.py",
+        "empty": "empty is empty; put the files of a model into it",
+        "versions": "versions/3 is empty; put the files of a model into it",
     }
     with pytest.raises(ModelError) as caught:
         ModelFolder.find(tmp_path / relative)
@@ -71,10 +71,15 @@ def test_options_come_from_the_version_if_it_has_some_else_from_the_root(find):
 @pytest.mark.parametrize(
     ("toml", "told"),
     [
-        ("nam = 'a'", "'nam' is not one of name, engine, signature, sample, answer, max_batch_rows, inputs, outputs"),
+        (
+            "nam = 'a'",
+            "'nam' is not one of name, engine, signature, sample, answer, max_batch_rows, trusted, batched, ",
+        ),
         ("name = 3", "name = 3 is not a str"),
         ("max_batch_rows = '3'", "max_batch_rows = '3' is not a int"),
         ("max_batch_rows = true", "max_batch_rows = True is not a int"),
+        ("batched = 1", "batched = 1 is not a bool"),
+        ("trusted = 'a.B'", "trusted = 'a.B' is not a list"),
         ("max_batch_rows = 0", "max_batch_rows = 0 must be 1 or more"),
         ("inputs = 'x'", "inputs = 'x' is not a dict"),
         ("name = ", "model.toml: Invalid value (at end of document)"),
@@ -189,7 +194,11 @@ def test_an_answer_that_model_toml_names_must_be_there(find):
 
 SPECS = st.lists(
     st.builds(
-        TensorSpec, st.text(max_size=9), st.sampled_from(DTYPES), st.lists(st.integers(-1), max_size=3).map(tuple)
+        TensorSpec,
+        st.text(max_size=9),
+        st.sampled_from(DTYPES),
+        st.lists(st.integers(-1), max_size=3).map(tuple),
+        st.none() | st.booleans() | st.integers() | st.text(),
     ),
     max_size=3,
 ).map(tuple)
@@ -254,3 +263,24 @@ def test_a_label_that_is_none_is_told(tmp_path, line):
     (tmp_path / "model.toml").write_text(f"[labels]\n{line}")
     with pytest.raises(ModelError, match="stable = 1 would do"):
         labels(tmp_path)
+
+
+def test_a_card_is_told_with_samples_or_without():
+    spec = TensorSpec("x", "string").with_sample("of somebody's")
+    card = ModelCard("m", 1, "sklearn", Signature((spec,), ()), 32)
+    told = json.loads(json.dumps(card.as_dict()))
+    assert ModelCard.from_dict(told).signature.samples()["x"].tolist() == [b"of somebody's"]
+    (told,) = card.as_dict(samples=False)["signature"]["inputs"]
+    assert told == {"name": "x", "dtype": "string", "shape": ()}
+
+
+def test_a_model_narrowed_by_model_toml_keeps_its_defaults_and_samples(find):
+    found = (
+        TensorSpec("x", "float32", (-1,)).with_sample([1, 2]),
+        TensorSpec("n", "int64", (), 3),
+    )
+    x, n = find({"model.toml": '[inputs]\nx = "float32[2]"\nn = "int64"'}).narrowed("inputs", found)
+    assert (x.shape, x.sample, n.default) == ((2,), [1, 2], 3)
+    # one that does not fit any more
+    x, _ = find({"model.toml": '[inputs]\nx = "float32[3]"\nn = "int64"'}).narrowed("inputs", found)
+    assert (x.shape, x.sample) == ((3,), None)

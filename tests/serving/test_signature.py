@@ -95,7 +95,7 @@ def test_a_spec_that_cannot_be_parsed_is_told_what_would_do(text):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_zeros_are_rows_of_the_spec(dtype):
     own = TensorSpec("x", dtype, (2, -1))
-    zeros = Signature((own,), ()).zeros(3)["x"]
+    zeros = Signature((own,), ()).samples(3)["x"]
     own.check(zeros)
     assert zeros.shape == (3, 2, 1) and not zeros.any()
 
@@ -331,3 +331,68 @@ def test_any_value_gives_tensors_that_fit_or_a_mismatch(own, value):
         for spec in own.inputs:
             spec.check(inputs[spec.name])
             assert inputs[spec.name].dtype == (object if spec.dtype == STRING else spec.dtype)
+
+
+MEASURED = Signature(
+    (
+        spec("float32[2]"),
+        TensorSpec("unit", "string", (), "m"),
+        TensorSpec("times", "int64", (), 2),
+        TensorSpec("known", "float64", (), NAN),
+    ),
+    (),
+)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_an_input_with_a_default_may_be_left_out(plain):
+    one = MEASURED.instance({"x": [1, 2]}, plain)
+    assert [one[name].tolist() for name in ("unit", "times")] == [[b"m"], [2]] and np.isnan(one["known"]).all()
+    rows = MEASURED.instances([{"x": [1, 2]}, {"x": [3, 4], "times": 5}], plain)
+    assert [rows[name].tolist() for name in ("unit", "times")] == [[b"m", b"m"], [2, 5]]
+    columns = MEASURED.columns({"x": [[1, 2], [3, 4]], "unit": ["km", "m"]})
+    assert [columns[name].tolist() for name in ("unit", "times")] == [[b"km", b"m"], [2, 2]]
+    for inputs in (one, rows, columns):
+        assert list(inputs) == [own.name for own in MEASURED.inputs]
+        assert [tensor.dtype for tensor in inputs.values()] == [own.numpy for own in MEASURED.inputs]
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: MEASURED.instance({"times": 3}), "'x' is missing; the model takes 'x' (float32[2]), 'unit' (string)"),
+        (lambda: MEASURED.instance({"x": [1, 2], "time": 3}), "'time' is unknown; the model takes"),
+        (lambda: MEASURED.instance({"x": [1, 2], "times": None}), "input 'times': found null; one row is int64"),
+        (lambda: MEASURED.columns({"x": [[1, 2]], "times": [1, 2]}), "inputs differ in their number of rows"),
+        (
+            lambda: Signature(MEASURED.inputs[1:], ()).columns({}),
+            "'inputs': it is empty, and does not tell how many rows there are",
+        ),
+    ],
+)
+def test_what_has_no_default_may_not(call, told):
+    with pytest.raises(SignatureMismatch) as caught:
+        call()
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "sample"),
+    [
+        ("float32[2]", [1, 2], [[1, 2]] * 3),
+        ("string", "a", [b"a"] * 3),
+        ("string", {"b64": "/w=="}, [b"\xff"] * 3),
+        # those that do not fit
+        ("float32[2]", [1, 2, 3], [[0, 0]] * 3),
+        ("int64", 1.5, [0] * 3),
+        ("string", None, [b""] * 3),
+    ],
+)
+def test_a_sample_is_what_stands_in_for_zeros(text, value, sample):
+    own = spec(text).with_sample(value)
+    assert own.samples(3).tolist() == sample
+    assert own == spec(text)
+
+
+def test_a_default_stands_in_for_zeros():
+    assert [tensor.tolist() for tensor in MEASURED.samples(2).values()][:3] == [[[0, 0]] * 2, [b"m"] * 2, [2] * 2]

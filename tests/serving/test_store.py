@@ -363,3 +363,9 @@ def test_a_card_that_is_too_large_is_refused_and_the_last_one_stays(board):
     with pytest.raises(ValueError, match="do not fit 65528"):
         record.describe(card(2, "x" * 65536))
     assert board.card() == card(1)
+
+
+def test_a_card_that_samples_make_too_large_is_told_without_them(board):
+    found = ModelCard("m", 1, "python", Signature((TensorSpec("x", "string").with_sample("x" * 65536),), ()), 32)
+    board.records[0].describe(found)
+    assert board.card() == found and board.card().signature.inputs[0].sample is None

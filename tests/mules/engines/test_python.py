@@ -126,7 +126,7 @@ class Model:
 """
     engine = load(write(model_py=source))
     assert engine.max_batch_rows == 1
-    types = engine.predict(engine.signature.zeros(2))["types"].tolist()
+    types = engine.predict(engine.signature.samples(2))["types"].tolist()
     assert types == [[b"int", b"float", b"bool", b"str", b"ndarray", b"ndarray"]] * 2
 
 

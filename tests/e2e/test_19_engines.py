@@ -1,0 +1,100 @@
+"""Engines on the real server: named features in, a number out; and the library's own answers, whichever it is."""
+
+import json
+import subprocess
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.datasets import load_diabetes
+from sklearn.feature_extraction import DictVectorizer
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
+
+from ..mules.engines.trained import MODELS
+
+RIDE = {"PULocationID": 10, "DOLocationID": 50, "trip_distance": 40}
+
+
+@pytest.fixture(scope="module")
+def rides():
+    """A model of rides, trained on real numbers of that shape."""
+    x, y = load_diabetes(return_X_y=True, scaled=False)
+    rows = [dict(zip(RIDE, (int(row[0]), int(row[3]), row[2]), strict=True)) for row in x]
+    return make_pipeline(DictVectorizer(), LinearRegression()).fit(rows, y)
+
+
+def test_a_row_of_named_features_gives_a_number(start, tmp_path, rides):
+    joblib.dump(rides, tmp_path / "rides.joblib")
+    server = start(MODEL=tmp_path, MULES=1).wait_ready()
+    expected = rides.predict([RIDE])[0]
+    answer = server.predict(RIDE)
+    assert (answer.status, answer.json) == (200, {"predict": expected})
+    answer = server.predict({"instances": [RIDE, {**RIDE, "trip_distance": 0.5}]})
+    both = rides.predict([RIDE, {**RIDE, "trip_distance": 0.5}]).tolist()
+    assert answer.json == {"predictions": pytest.approx(both)}
+    for wrong, told in (
+        ({"PULocationID": 10, "DOLocationID": 50}, "'trip_distance' is missing; the model takes"),
+        ({**RIDE, "fare": 1}, "'fare' is unknown; the model takes"),
+        ({**RIDE, "PULocationID": "10"}, "found the string '10'"),
+    ):
+        answer = server.predict(wrong)
+        assert (answer.status, answer.json["code"]) == (400, "signature") and told in answer.json["detail"]
+
+
+def test_the_line_to_paste_has_values_that_the_model_takes(start, tmp_path):
+    frame = pd.DataFrame([["red"], ["green"]], columns=["colour"])
+    model = make_pipeline(OneHotEncoder(), LinearRegression()).fit(frame, [1, 2])
+    joblib.dump(model, tmp_path / "model.joblib")
+    server = start(MODEL=tmp_path, MULES=1).wait_ready()
+    line = server.output.partition("  try ")[2].strip()
+    assert '{"colour":"green"}' in line
+    told = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert json.loads(told.stdout) == {"predict": pytest.approx(2)}
+    # which are nobody else's business
+    (told,) = server.ready()["model"]["signature"]["inputs"]
+    assert told == {"name": "colour", "dtype": "string", "shape": []}
+
+
+def test_a_folder_that_cannot_be_served_ends_the_start_with_a_sentence(start, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    server = start(MODEL=tmp_path, MULES=1)
+    assert server.process.wait(60) == 1
+    assert "model.onnx cannot be read, it is broken or of another kind: " in server.output
+
+
+def listed(tensors):
+    """As JSON has them."""
+    return {
+        name: [item.decode() for item in tensor] if tensor.dtype.kind == "O" else tensor.tolist()
+        for name, tensor in tensors.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sklearn_forest",
+        "xgboost_table",
+        "lightgbm_table",
+        "onnx",
+        "torch_exported",
+        "tflite",
+        "mlflow_table",
+        "sagemaker",
+    ],
+)
+def test_each_library_answers_in_a_mule_as_it_does_by_itself(start, tmp_path, name):
+    made = MODELS[name](tmp_path)
+    some = {key: tensor[:32] for key, tensor in made.inputs.items()}
+    server = start(MODEL=tmp_path, MULES=1).wait_ready()
+    answer = server.predict({"inputs": listed(some)})
+    assert answer.status == 200, answer.body
+    for key, expected in made.outputs.items():
+        found = np.asarray(answer.json["outputs"][key], expected.dtype)
+        # a batch of another size may sum in another order
+        np.testing.assert_allclose(found, expected[:32], rtol=1e-6, atol=1e-6)
+    assert server.ready()["model"]["engine"] == name.partition("_")[0]
+    assert server.stop() == 0

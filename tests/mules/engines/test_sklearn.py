@@ -1,0 +1,117 @@
+"""scikit-learn: what a row is made of, as the steps of a pipeline tell."""
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from sklearn.cluster import KMeans
+from sklearn.compose import make_column_transformer
+from sklearn.feature_extraction import DictVectorizer
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+
+from mules import engines
+from serving.errors import ModelError
+from serving.model import ModelFolder
+
+TABLE = pd.DataFrame(
+    {
+        "colour": ["red", "green", "red", "blue"],
+        "rooms": [3, 2, 3, 4],
+        "sold": [True, False, True, False],
+        "note": ["large and bright", "small", "bright", "dark"],
+        "price": [1.5, 2.5, 3.5, 4.5],
+    }
+)
+Y = [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(model, toml=""):
+        joblib.dump(model, tmp_path / "model.joblib")
+        (tmp_path / "model.toml").write_text(toml)
+        return engines.load(ModelFolder.find(tmp_path), threads=1)
+
+    return load
+
+
+def specs(engine):
+    return {spec.name: (str(spec), spec.sample) for spec in engine.signature.inputs}
+
+
+def test_each_column_has_the_type_that_its_encoder_knows(load):
+    encoded = make_column_transformer(
+        (make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder()), ["colour"]),
+        (OrdinalEncoder(), ["rooms", "sold"]),
+        (CountVectorizer(), "note"),
+        remainder=StandardScaler(),
+    )
+    model = make_pipeline(encoded, LinearRegression()).fit(TABLE, Y)
+    engine = load(model)
+    assert specs(engine) == {
+        "colour": ("string", "blue"),
+        "rooms": ("int64", 2),
+        "sold": ("bool", False),
+        "note": ("string", None),
+        "price": ("float64", None),
+    }
+    columns = {name: np.array([text.encode() for text in TABLE[name]], object) for name in ("colour", "note")}
+    inputs = {name: columns.get(name, TABLE[name].to_numpy()) for name in TABLE.columns}
+    assert engine.predict(inputs)["predict"].tolist() == model.predict(TABLE).tolist()
+
+
+def test_model_toml_may_know_a_column_better(load):
+    engine = load(LinearRegression().fit(TABLE[["rooms", "price"]], Y), '[inputs]\nrooms = "int64"\n')
+    assert specs(engine) == {"rooms": ("int64", None), "price": ("float64", None)}
+
+
+def test_an_encoder_without_a_transformer_of_columns(load):
+    model = make_pipeline(OneHotEncoder(), LinearRegression()).fit(TABLE[["colour", "rooms"]], Y)
+    assert specs(load(model)) == {"colour": ("string", "blue"), "rooms": ("int64", 2)}
+
+
+def test_columns_without_names_are_a_matrix(load, tmp_path):
+    x = TABLE[["rooms", "price"]].to_numpy()
+    model = make_pipeline(make_column_transformer((OrdinalEncoder(), [0]), remainder="passthrough"), LinearRegression())
+    (tmp_path / "sample.json").write_text('{"inputs": [2, 1.5]}')
+    engine = load(model.fit(x, Y))
+    assert specs(engine) == {"inputs": ("float64[2]", None)}
+    assert engine.predict({"inputs": x})["predict"].tolist() == model.predict(x).tolist()
+
+
+def test_a_table_of_very_many_columns_is_a_matrix(load):
+    x = np.random.default_rng(7).normal(size=(20, 300))
+    table = pd.DataFrame(x, columns=[f"x{place}" for place in range(300)])
+    model = LinearRegression().fit(table, x[:, 0])
+    engine = load(model)
+    assert specs(engine) == {"inputs": ("float64[300]", None)}
+    assert engine.predict({"inputs": x})["predict"].tolist() == model.predict(table).tolist()
+
+
+def test_a_vectorizer_of_very_many_names_is_refused(load):
+    model = make_pipeline(DictVectorizer(), LinearRegression()).fit(
+        [{f"x{place}": 1 for place in range(300)}] * 2, [1, 2]
+    )
+    with pytest.raises(ModelError, match="begins with a DictVectorizer of 300 names, and a request can name 255"):
+        load(model)
+
+
+def test_what_only_transforms_gives_that(load):
+    scaler = StandardScaler().fit(TABLE[["price"]])
+    engine = load(scaler)
+    assert [spec.name for spec in engine.signature.outputs] == ["transform"]
+    prices = TABLE["price"].to_numpy()
+    assert engine.predict({"price": prices})["transform"].tolist() == scaler.transform(TABLE[["price"]]).tolist()
+    encoder = OneHotEncoder().fit(TABLE[["colour"]])
+    assert sparse.issparse(encoder.transform(TABLE[["colour"]]))
+    assert load(encoder).predict({"colour": np.array([b"red"], object)})["transform"].tolist() == [[0, 0, 1]]
+
+
+def test_what_predicts_and_transforms_predicts(load):
+    engine = load(KMeans(2, n_init=1, random_state=7).fit(TABLE[["price"]].to_numpy()))
+    assert [str(spec) for spec in engine.signature.outputs] == ["int32"]
