@@ -72,7 +72,8 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[int, ...] = ()
-    # what a request that leaves this input out means by that, a value of shape (); None: it must not
+    # what a request that leaves this input out means by that, a value of shape (); None: it must not.  NaN is a text,
+    # for two of them are never the same
     default: bool | int | float | str | None = None
     # a value of one row that the model takes, as JSON has it; None: zeros will do
     sample: Any = field(default=None, compare=False)
@@ -98,8 +99,13 @@ class TensorSpec:
 
     def defaults(self, rows: int) -> Tensor:
         """A tensor of the default."""
-        default = self.default.encode() if isinstance(self.default, str) else self.default
+        default = self.left_out.encode() if isinstance(self.left_out, str) else self.left_out
         return np.full((rows, *self.shape), default, self.numpy)
+
+    @cached_property
+    def left_out(self) -> bool | int | float | str | None:
+        """The default as a request would have it."""
+        return float(self.default) if isinstance(self.default, str) and self.dtype != STRING else self.default
 
     def with_sample(self, value: Any) -> "TensorSpec":
         """The same spec with a sample, if that fits."""
@@ -343,13 +349,13 @@ class Signature:
         for row, item in enumerate(value):
             self._check_names(item, f"'instances'[{row}]")
         return {
-            spec.name: spec.array([item.get(spec.name, spec.default) for item in value], plain) for spec in self.inputs
+            spec.name: spec.array([item.get(spec.name, spec.left_out) for item in value], plain) for spec in self.inputs
         }
 
     def instance(self, value: Mapping[str, object], plain: bool = False) -> Tensors:
         """Inputs of one row from {name: value}."""
         self._check_names(value, "the body")
-        return {spec.name: spec.array([value.get(spec.name, spec.default)], plain) for spec in self.inputs}
+        return {spec.name: spec.array([value.get(spec.name, spec.left_out)], plain) for spec in self.inputs}
 
     def rows(self, inputs: Tensors) -> int:
         """How many rows the inputs have, all the same."""

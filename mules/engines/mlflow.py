@@ -11,7 +11,6 @@ Raises:   ModelError where the signature is missing, or has what is not served.
 import base64
 import itertools
 import logging
-import math
 import os
 import warnings
 from collections.abc import Iterable
@@ -147,7 +146,7 @@ def _column(folder: ModelFolder, name: str, one: Any) -> TensorSpec:
         return TensorSpec(name, dtype)
     if dtype.startswith("float"):
         # what pandas has for what is missing
-        return TensorSpec(name, dtype, (), math.nan)
+        return TensorSpec(name, dtype, (), "NaN")
     log.warning("%s: the column %r is not required, and asked for: there is no %s for nothing", folder.path, name, kind)
     return TensorSpec(name, dtype)
 
@@ -164,7 +163,7 @@ def _param(folder: ModelFolder, one: Any) -> TensorSpec | None:
     if dtype is None or one.shape is not None or one.default is None:
         log.warning("%s: the param %r is no plain value, and keeps its default", folder.path, one.name)
         return None
-    return TensorSpec(one.name, dtype, (), one.default)
+    return TensorSpec(one.name, dtype, (), "NaN" if one.default != one.default else one.default)
 
 
 def _runs(params: Tensors) -> Iterable[tuple[slice, dict[str, Any]]]:

@@ -265,6 +265,12 @@ def test_a_label_that_is_none_is_told(tmp_path, line):
         labels(tmp_path)
 
 
+def test_a_default_that_is_nan_is_the_same_after_its_way_through_json():
+    card = ModelCard("m", 1, "mlflow", Signature((TensorSpec("x", "float64", (), "NaN"),), ()), 32)
+    found = ModelCard.from_dict(json.loads(json.dumps(card.as_dict())))
+    assert found.signature == card.signature and np.isnan(found.signature.samples()["x"]).all()
+
+
 def test_a_card_is_told_with_samples_or_without():
     spec = TensorSpec("x", "string").with_sample("of somebody's")
     card = ModelCard("m", 1, "sklearn", Signature((spec,), ()), 32)

@@ -338,7 +338,7 @@ MEASURED = Signature(
         spec("float32[2]"),
         TensorSpec("unit", "string", (), "m"),
         TensorSpec("times", "int64", (), 2),
-        TensorSpec("known", "float64", (), NAN),
+        TensorSpec("known", "float64", (), "NaN"),
     ),
     (),
 )
