@@ -14,7 +14,7 @@ import sources
 from serving import model
 from serving.errors import ModelError
 from serving.model import ModelFolder
-from serving.plan import Plan, Release, make_plan
+from serving.plan import Plan, Release, choose, make_plan
 from serving.settings import Settings
 from sources.store import Found, Store, default_root
 
@@ -67,11 +67,18 @@ class Catalog:
         ModelFolder.open(path, root, version)
         return path, root
 
-    def plan(self, policy: str, before: Plan, anew: bool = False, refused: Refusals = MappingProxyType({})) -> Plan:
+    def plan(
+        self,
+        policy: str,
+        before: Plan,
+        anew: bool = False,
+        refused: Refusals = MappingProxyType({}),
+        pinned: bool = False,
+    ) -> Plan:
         """What is to be served of what there is now; anew: all of it loaded again.
 
         refused: what could not be served, by its version and identity.  It is left out, or stays as it was before.
-        BrokenVersion where one that is to be served is no model.
+        pinned: whether the policy goes before the labels.  BrokenVersion where one that is to be served is no model.
         """
         found = self.look()
         identities, reasons = {}, {}
@@ -90,8 +97,13 @@ class Catalog:
             except ModelError as error:
                 raise BrokenVersion(version, identities[version], str(error)) from error
 
+        labels = found.labels
+        if pinned or self._store is not None:
+            # those for versions that are not served wait until they are; so do a registry's aliases
+            chosen = choose(identities, policy)
+            labels = {label: version for label, version in labels.items() if version in chosen}
         try:
-            made = make_plan(identities, policy, found.labels, self._settings.mules, before, place, self._numbers, anew)
+            made = make_plan(identities, policy, labels, self._settings.mules, before, place, self._numbers, anew)
         except ModelError as error:
             if not reasons or isinstance(error, BrokenVersion):
                 raise

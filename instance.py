@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 import reload
-from catalog import Catalog, Refusals
+from catalog import BrokenVersion, Catalog, Refusals
 from serving.errors import ModelError
 from serving.model import ModelFolder
 from serving.plan import Plan, PlanFile
@@ -70,7 +70,15 @@ class Instance:
         wish: the versions to serve instead of those that were pinned, if any; empty: as the settings say.
         """
         pinned = reload.pinned(self._run_dir) if wish is None else wish
-        return self.catalog.plan(pinned or self.settings.version_policy, before, anew, refused)
+        try:
+            return self.catalog.plan(pinned or self.settings.version_policy, before, anew, refused, bool(pinned))
+        except BrokenVersion:
+            raise
+        except ModelError as error:
+            if not pinned:
+                raise
+            told = f"it is pinned by `reload --version {pinned}`, which `reload --unpin` ends"
+            raise ModelError(f"{error}; {told}") from error
 
     def remember(self) -> None:
         """What is served has been loaded: what its models wrote into their folders meanwhile is no change."""

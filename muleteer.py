@@ -161,7 +161,11 @@ def _serve(asked: argparse.Namespace, environ: dict[str, str]) -> int:
     # each thread that can wait needs a file
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return Supervisor(environ).run()
+    status = Supervisor(environ).run()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # a fetch that was broken off may have threads that go on
+    os._exit(status)
 
 
 def _reload(asked: argparse.Namespace, environ: dict[str, str]) -> int:

@@ -117,7 +117,11 @@ def ask(run_dir: Path, everything: bool, version: str | None = None) -> int:
     version: what to serve from now on, also after a new start, instead of what version_policy says; empty: that again.
     """
     try:
-        if version is not None and server_pid(run_dir):
+        if version is not None and run_dir.is_dir() and not server_pid(run_dir):
+            pin(run_dir, version)
+            print(f"muleteer: the next server in {run_dir} serves {version or 'what version_policy says'}")
+            return 0
+        if version is not None:
             # before the reload that it is for is asked for; the server remembers it once that is done
             pin(run_dir, version, WISH)
         for progress in follow(run_dir, everything):

@@ -158,6 +158,8 @@ class Supervisor:
         except OSError:
             raise StartError(f"another server runs in {self.run_dir}; set RUN_DIR to a folder of its own") from None
         (self.run_dir / "nginx.conf").write_text(self._nginx_conf(self.instance))
+        # what was asked of a server before this one
+        reload.wish(self.run_dir)
 
     def _nginx_conf(self, instance: Instance) -> str:
         return nginx.configuration(instance.settings, self.address, self.run_dir, self.log_dir)
@@ -263,12 +265,13 @@ class Supervisor:
             elif found.serves_as(self.found):
                 self._reload(anew=False)
             self.found = found
-            instance.catalog.keep(instance.plan)
         except BrokenVersion as error:
             self._refuse(error.key, str(error))
             complaint = str(error)
         except (ModelError, SourceError, OSError) as error:
             complaint = str(error)
+        finally:
+            instance.catalog.keep(instance.plan)
         self._complain(complaint)
 
     def _refuse(self, key: tuple[int, str], reason: str) -> None:

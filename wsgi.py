@@ -3,7 +3,6 @@
 Runs in:  master, and all that is forked from it.  Nothing here may import an ML framework.
 """
 
-import contextlib
 import ctypes
 import logging
 import os
@@ -36,13 +35,14 @@ first_processor = os.urandom(1)[0]
 
 def load() -> tuple[bool, str]:
     """Have the supervisor look for versions: whether all went well, and what happened."""
-    told = reload.Progress()
-    with contextlib.suppress(reload.NoServer):
-        for progress in reload.follow(Path(os.environ["RUN_DIR"]).parent):
-            told = progress
+    told = reload.Progress(state=reload.FAILED)
+    try:
+        for told in reload.follow(Path(os.environ["RUN_DIR"]).parent):  # noqa: B007
             if drain_file.exists():
                 # another uWSGI serves, and this one is to end
                 break
+    except reload.NoServer as error:
+        return False, str(error)
     return told.state != reload.FAILED, told.text
 
 

@@ -152,7 +152,7 @@ def make_plan(
     them; numbers: those of releases, each another; anew: whether all are loaded again.  The version labelled `stable`
     answers those who name none, or else the highest.
     """
-    versions = _chosen(identities, policy)
+    versions = choose(identities, policy)
     for label, version in labels.items():
         if version not in versions:
             served = ", ".join(map(str, versions))
@@ -181,7 +181,7 @@ def make_plan(
     return Plan(tuple(releases))
 
 
-def _chosen(found: Collection[int], policy: str) -> list[int]:
+def choose(found: Collection[int], policy: str) -> list[int]:
     """The versions that a policy serves, the lowest first."""
     versions = sorted(found)
     if not versions:

@@ -306,8 +306,8 @@ class Board:
         )
 
     def failed(self) -> bool:
-        """Whether no replica has ever been ready, and nobody expects one to become so."""
-        posts = self.posts()
+        """Whether no replica that serves by default has ever been ready, and nobody expects one to become so."""
+        posts = [record for record in self.posts() if record.default]
         return bool(posts) and all(record.hopeless for record in posts)
 
     def service(self) -> Service:
