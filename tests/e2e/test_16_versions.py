@@ -406,3 +406,20 @@ def test_versions_that_differ_in_their_inputs_are_not_served_together(start, mod
     )
     assert [one["version"] for one in refused] == [1] and "clients may not expect that" in refused[0]["last_error"]
     assert versions(server) == [2]
+
+
+def test_a_pin_goes_before_labels_and_is_ended_without_a_server(start, model, tmp_path):
+    write_version(model, 2)
+    label(model, stable=2)
+    server = start(MODEL=model, MULES=1).wait_ready()
+    assert reload(server, "--version", "1")[0] == 0
+    assert versions(server) == [1]
+    assert server.stop() == 0
+    (model / "1").rename(tmp_path / "1")
+    run_dir = server.settings["RUN_DIR"]
+    again = start(MODEL=model, MULES=1, RUN_DIR=run_dir)
+    assert again.process.wait(60) == 2
+    assert "it is pinned by `reload --version 1`, which `reload --unpin` ends" in again.output
+    status, out, err = reload(server, "--unpin")
+    assert (status, err) == (0, "") and out.endswith("serves what version_policy says\n")
+    assert versions(start(MODEL=model, MULES=1, RUN_DIR=run_dir).wait_ready()) == [2]
