@@ -17,7 +17,19 @@ import requests
 
 from serving.errors import SourceError, SourceUnavailable
 from sources.logs import Errors, listening, told
-from sources.source import ATTEMPTS, FULL, READ_TIMEOUT_S, Say, Source, Versions, digest, folder_name, library, reason
+from sources.source import (
+    ATTEMPTS,
+    FULL,
+    READ_TIMEOUT_S,
+    Say,
+    Source,
+    Versions,
+    digest,
+    folder_name,
+    library,
+    reason,
+    shown,
+)
 
 # MLflow's own would wait for minutes, tell its makers of each use, and draw bars
 _ENVIRON = {
@@ -40,6 +52,7 @@ class MLflow(Source):
         super().__init__(url, say)
         if not os.environ.get("MLFLOW_TRACKING_URI"):
             raise self.error("it needs MLFLOW_TRACKING_URI, the address of the MLflow server")
+        self.key = f"{self.key} at {shown(os.environ['MLFLOW_TRACKING_URI'])}"
         for name, value in _ENVIRON.items():
             os.environ.setdefault(name, value)
         self._mlflow = library("mlflow", "mlflow", self.url)

@@ -5,6 +5,7 @@ Region, endpoint and credentials come from where boto3 looks for them: the envir
 Raises:   SourceError, SourceUnavailable.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from serving.errors import SourceError, SourceUnavailable
 from sources.bucket import Bucket, Entry
 from sources.logs import told
-from sources.source import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Say, library, reason
+from sources.source import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Say, library, reason, shown
 
 # the pauses between them double from a twentieth of a second on
 ATTEMPTS = 8
@@ -26,6 +27,7 @@ class S3(Bucket):
 
     def __init__(self, url: str, say: Say) -> None:
         super().__init__(url, say)
+        self.key = f"{self.key} at {shown(os.environ.get('AWS_ENDPOINT_URL', ''))}"
         self._boto3 = library("boto3", "s3", self.url)
         self._botocore = library("botocore.exceptions", "s3", self.url)
         self._made: Any = None
