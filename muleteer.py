@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import reload
-import sources
 from catalog import Catalog
 from instance import readyz
 from nginx import StartError
@@ -29,7 +28,7 @@ from serving.errors import ModelError, ServingError, SettingsError, SourceError
 from serving.model import ModelFolder
 from serving.plan import POLICY
 from serving.settings import Settings
-from supervisor import ROOT, SIGNALS, Supervisor, ini_of, run_dir_of
+from supervisor import SIGNALS, Supervisor, go_home, ini_of, run_dir_of
 
 MIB = 1 << 20
 HELP = """\
@@ -207,12 +206,8 @@ def _status(asked: argparse.Namespace, environ: dict[str, str]) -> int:
 
 
 def _settings(environ: dict[str, str]) -> Settings:
-    # what the user names is relative to where the user is, and the rest to where this file is
-    for key in ("MODEL", "SERVING_MODEL"):
-        if environ.get(key) and not sources.is_url(environ[key]):
-            environ[key] = str(Path(environ[key]).absolute())
     ini = ini_of(environ)
-    os.chdir(ROOT)
+    go_home(environ)
     return Settings.read(ini, environ)
 
 
@@ -300,7 +295,8 @@ def _try(folder: ModelFolder, settings: Settings) -> dict[str, Any]:
     engine = engines.load(folder, settings.threads_per_replica)
     load_s = time.monotonic() - start
     signature, answer = engine.signature, folder.answer(engine.signature)
-    took = Canary(engine, folder.sample(signature), answer).warm_up(_most_rows(folder, settings, engine))
+    most = engines.most_rows(settings.max_batch_rows, folder, engine)
+    took = Canary(engine, folder.sample(signature), answer).warm_up(most)
     return {
         "name": folder.name,
         "version": folder.version,
@@ -324,16 +320,12 @@ def _answer(folder: ModelFolder, settings: Settings, body: bytes) -> str:
 
     engine = engines.load(folder, settings.threads_per_replica)
     inputs, encode = codec.decode(body, engine.signature, settings.max_request_rows)
+    most = engines.most_rows(settings.max_batch_rows, folder, engine)
     parts = []
-    for part in batching.slices(inputs, engine.signature.rows(inputs), _most_rows(folder, settings, engine)):
+    for part in batching.slices(inputs, engine.signature.rows(inputs), most):
         parts.append(engine.predict(part))
         check_outputs(parts[-1], engine.signature, engine.signature.rows(part))
     return encode(batching.join(parts)).decode()
-
-
-def _most_rows(folder: ModelFolder, settings: Settings, engine: Any) -> int:
-    limits = (settings.max_batch_rows, folder.options.get("max_batch_rows"), engine.max_batch_rows)
-    return min(limit for limit in limits if limit is not None)
 
 
 def _rss_mb() -> int:

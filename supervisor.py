@@ -77,11 +77,7 @@ class Supervisor:
         self.ini = ini_of(environ)
         self.run_dir = run_dir_of(environ)
         self.log_dir = Path(environ["LOG_DIR"]).resolve() if environ.get("LOG_DIR") else None
-        # what the user names is relative to where the user is; all else is to where this file is
-        for key in ("MODEL", "SERVING_MODEL"):
-            if environ.get(key) and not sources.is_url(environ[key]):
-                environ[key] = str(Path(environ[key]).absolute())
-        os.chdir(ROOT)
+        go_home(environ)
         # the one that serves, and the one that is to replace it or has been replaced
         self.instance = Instance(self.run_dir, FOLDERS[0], self.ini, environ, self._hear)
         self.other: Instance | None = None
@@ -611,6 +607,14 @@ def _port(environ: dict[str, str]) -> int:
     if not text.isdecimal() or not 0 < int(text) < 65536:
         raise SettingsError(f"PORT = {text}: it must be a number from 1 to 65535; 8080 would do")
     return int(text)
+
+
+def go_home(environ: dict[str, str]) -> None:
+    """To the folder of this file, to which all is relative but what the user names: that is to where the user is."""
+    for key in ("MODEL", "SERVING_MODEL"):
+        if environ.get(key) and not sources.is_url(environ[key]):
+            environ[key] = str(Path(environ[key]).absolute())
+    os.chdir(ROOT)
 
 
 def ini_of(environ: dict[str, str]) -> Path:

@@ -235,8 +235,7 @@ def load(
     start = time.monotonic()
     folder = ModelFolder.open(release.path, release.root, release.version)
     engine = engines.load(folder, settings.threads_per_replica)
-    limits = (settings.max_batch_rows, folder.options.get("max_batch_rows"), engine.max_batch_rows)
-    max_batch_rows = min(limit for limit in limits if limit is not None)
+    max_batch_rows = engines.most_rows(settings.max_batch_rows, folder, engine)
     for side in (engine.signature.inputs, engine.signature.outputs):
         # a frame counts both in one byte
         if len(side) > 255 or any(len(spec.name.encode()) > 255 for spec in side):

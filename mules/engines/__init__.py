@@ -79,6 +79,12 @@ def find(folder: ModelFolder) -> str:
     raise ModelError(f"nothing in {folder.path} can be served (found {names}); it needs one of {known}")
 
 
+def most_rows(limit: int, folder: ModelFolder, engine: Engine) -> int:
+    """The rows of one predict at the most: the server's own limit, or a lower one of the folder or the engine."""
+    limits = (limit, folder.options.get("max_batch_rows"), engine.max_batch_rows)
+    return min(rows for rows in limits if rows is not None)
+
+
 def load(folder: ModelFolder, threads: int) -> Engine:
     """The model of a folder, loaded; threads: how many its framework may use for one predict."""
     name = find(folder)
