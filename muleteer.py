@@ -301,6 +301,7 @@ def _try(folder: ModelFolder, settings: Settings) -> dict[str, Any]:
         "name": folder.name,
         "version": folder.version,
         "engine": engines.find(folder),
+        "others": {name: str(other.signature) for name, other in engines.others(engine).items()},
         "inputs": [f"{spec.name} {spec}" for spec in signature.inputs],
         "outputs": [f"{spec.name} {spec}" for spec in signature.outputs],
         "load_s": load_s,
@@ -319,7 +320,8 @@ def _answer(folder: ModelFolder, settings: Settings, body: bytes) -> str:
     from serving import batching
 
     engine = engines.load(folder, settings.threads_per_replica)
-    inputs, encode = codec.decode(body, engine.signature, settings.max_request_rows)
+    inputs, encode, name = codec.decode(body, engine.signature, settings.max_request_rows, engines.signatures(engine))
+    engine = engines.others(engine).get(name, engine)
     most = engines.most_rows(settings.max_batch_rows, folder, engine)
     parts = []
     for part in batching.slices(inputs, engine.signature.rows(inputs), most):

@@ -4,6 +4,8 @@
     {"inputs": {name: rows}}           → {"outputs": {name: rows}}
     {name: value, …}, one row          → {name: value, …}
 
+The first two may say which of the model's signatures they are for: "signature_name": "…" beside them.
+
 NaN, Infinity and -Infinity are read and written, as Python's json module spells them.  Bytes that are not UTF-8 are
 {"b64": "…"}, both ways.
 
@@ -18,18 +20,21 @@ import math
 import sys
 import threading
 from codecs import BOM_UTF8
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import orjson
 import simdjson
 
-from serving.errors import DecodeError, FrameTooLarge
+from serving.errors import DecodeError, FrameTooLarge, SignatureMismatch
 from serving.signature import Signature, TensorSpec
 from serving.task import Tensor, Tensors
 
 Encode = Callable[[Tensors], bytes]
+
+_NONE: Mapping[str, Signature] = MappingProxyType({})
 
 # from here on it pays to have the numbers of a body without a Python object for each
 _LARGE_BYTES = 4096
@@ -41,8 +46,13 @@ _KEPT_BYTES = 2 << 20
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{},"))
 
 
-def decode(body: bytes, signature: Signature, max_rows: float = math.inf) -> tuple[Tensors, Encode]:
-    """The inputs in a body, at most max_rows of them, and how to encode the outputs in the same form."""
+def decode(
+    body: bytes, signature: Signature, max_rows: float = math.inf, signatures: Mapping[str, Signature] = _NONE
+) -> tuple[Tensors, Encode, str]:
+    """The inputs in a body, at most max_rows of them, how to encode the outputs in the same form, and the signature.
+
+    That is the name of one of signatures, or "" where the body names none.
+    """
     spec = signature.only
     if len(body) >= _LARGE_BYTES and spec is not None and (found := _decode_large(body, spec, max_rows)) is not None:
         return found
@@ -50,6 +60,14 @@ def decode(body: bytes, signature: Signature, max_rows: float = math.inf) -> tup
         value = orjson.loads(body)
     except orjson.JSONDecodeError:
         value = _load_slowly(body)
+    name = ""
+    if type(value) is dict and len(value) > 1 and "signature_name" in value and not _ENCODERS.keys().isdisjoint(value):
+        name = value.pop("signature_name")
+        if type(name) is not str or name not in signatures:
+            known = ", ".join(signatures)
+            raise SignatureMismatch(f"'signature_name' is {json.dumps(name)[:64]}; the model has {known}")
+        signature = signatures[name]
+        spec = signature.only
     # struct takes them for numbers; a single letter is looked for much faster
     words = (b"r" in body and b"true" in body) or (b"l" in body and b"false" in body)
     if spec is not None and not words and type(value) is dict and len(value) == 1:
@@ -62,11 +80,12 @@ def decode(body: bytes, signature: Signature, max_rows: float = math.inf) -> tup
         else:
             tensor = spec.packed(rows) if type(rows) is list and len(rows) <= max_rows else None
         if tensor is not None:
-            return {spec.name: tensor}, encode
-    return _decode_slowly(body, value, words, signature, max_rows)
+            return {spec.name: tensor}, encode, name
+    inputs, encode = _decode_slowly(body, value, words, signature, max_rows)
+    return inputs, encode, name
 
 
-def _decode_large(body: bytes, spec: TensorSpec, max_rows: float) -> tuple[Tensors, Encode] | None:
+def _decode_large(body: bytes, spec: TensorSpec, max_rows: float) -> tuple[Tensors, Encode, str] | None:
     """The same for many numbers, without an object for each; None where they need another look."""
     if not spec.dtype.startswith("float") or (-1 in spec.shape and spec.shape != (-1,)) or body.startswith(BOM_UTF8):
         return None
@@ -102,7 +121,7 @@ def _decode_large(body: bytes, spec: TensorSpec, max_rows: float) -> tuple[Tenso
         tensor = found.astype(spec.dtype)
     if not np.isfinite(tensor).all():
         return None
-    return {spec.name: tensor.reshape(shape)}, encode or _encode_instance
+    return {spec.name: tensor.reshape(shape)}, encode or _encode_instance, ""
 
 
 def _is_nested(body: bytes, spec: TensorSpec, rows: int, axes: int) -> bool:

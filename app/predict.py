@@ -115,7 +115,10 @@ class Predict:
             if deadline <= start:
                 raise DeadlineExceeded("no thread was free before the deadline (deadline_ms, or X-Request-Timeout-Ms)")
             self._refuse_late(1, deadline, service)
-        inputs, encode = codec.decode(self._body(environ), card.signature, self._settings.max_request_rows)
+        inputs, encode, named = codec.decode(
+            self._body(environ), card.signature, self._settings.max_request_rows, card.signatures
+        )
+        signature = "" if named == card.signature_name else named
         rows = card.signature.rows(inputs)
         if short or rows > 1:
             # others have been admitted meanwhile
@@ -124,13 +127,13 @@ class Predict:
             # more than the row at each seat that the last look allowed for
             self._most_s += service.drain_s(rows) * MARGIN
         offered = time.monotonic()
-        reply = self._ask(Task(next(self._uuids).to_bytes(16), request_id, offered, deadline, rows, inputs), version)
+        task = Task(next(self._uuids).to_bytes(16), request_id, offered, deadline, rows, inputs, signature)
+        reply = self._ask(task, version)
         if reply.error is not None and version != ANY and isinstance(reply.error, ModelNotFound):
             # its last replica has gone meanwhile; a label is for another version now
             version = self._version(environ["HTTP_X_MODEL_VERSION"])
-            reply = self._ask(
-                Task(next(self._uuids).to_bytes(16), request_id, offered, deadline, rows, inputs), version
-            )
+            task.uuid = next(self._uuids).to_bytes(16)
+            reply = self._ask(task, version)
         if reply.error is not None:
             raise reply.error
         replied = time.monotonic()

@@ -25,7 +25,7 @@ class Canary:
 
     def __init__(self, engine: engines.Engine, sample: Tensors, answer: Tensors | None = None) -> None:
         self._engine = engine
-        self._sample = sample
+        self.sample = sample
         self._answer = answer
 
     def warm_up(self, max_batch_rows: int) -> list[tuple[int, float]]:
@@ -36,7 +36,7 @@ class Canary:
         took = []
         answers = []
         for rows in sorted({1, max_batch_rows}):
-            inputs = {name: tensor.repeat(rows, axis=0) for name, tensor in self._sample.items()}
+            inputs = {name: tensor.repeat(rows, axis=0) for name, tensor in self.sample.items()}
             for turn in range(2):
                 start = time.monotonic()
                 outputs = self._engine.predict(inputs)
@@ -54,7 +54,7 @@ class Canary:
 
     def sing(self) -> None:
         """Predict the sample once more; EngineError when it is not what it was."""
-        outputs = self._engine.predict(self._sample)
+        outputs = self._engine.predict(self.sample)
         check_outputs(outputs, self._engine.signature, 1)
         if self._answer is not None:
             _compare(outputs, self._answer, "the stored answer")

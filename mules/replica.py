@@ -52,7 +52,8 @@ class Replica:
         end_by: Callable[[int], None] = lambda seconds: None,
         predict_timeout_s: int = 0,
     ) -> None:
-        self._engine = engine
+        # by the name of a signature as a task has it
+        self._engines = {"": engine, **engines.others(engine)}
         self.card = card
         self._version = card.version
         self._transport = transport
@@ -70,18 +71,29 @@ class Replica:
 
     def warm_up(self) -> None:
         """Predict the sample, so that no request pays for the first time."""
-        if self._canary is not None:
-            for rows, took_s in self._canary.warm_up(self._max_batch_rows):
-                self._measure(rows, took_s)
+        if self._canary is None:
+            return
+        for rows, took_s in self._canary.warm_up(self._max_batch_rows):
+            self._measure(rows, took_s)
+        for name, signature in self.card.others.items():
+            same = signature.inputs == self.card.signature.inputs
+            sample = self._canary.sample if same else signature.samples()
+            try:
+                check_outputs(self._engines[name].predict(sample), signature, 1)
+            except (Exception, *EXITS) as error:
+                log.warning("the signature %r has no warm-up: %s: %s", name, type(error).__name__, error)
 
     def check_signature(self, other: ModelCard | None) -> None:
         """Raise ModelError unless it takes and gives what replicas before it did, for which clients have come."""
         own = self.card
-        if other is not None and own.signature != other.signature:
-            raise ModelError(
-                f"version {own.version} takes and gives {own.signature}, and version {other.version}, which was loaded"
-                f" before, {other.signature}: clients may not expect that; reload --all lets it take over all the same"
-            )
+        if other is None or list(own.signatures.items()) == list(other.signatures.items()):
+            return
+        names = [*own.signatures, *other.signatures]
+        name = next(name for name in names if own.signatures.get(name) != other.signatures.get(name))
+        raise ModelError(
+            f"version {own.version} takes and gives {own.told(name)}, and version {other.version}, which was loaded"
+            f" before, {other.told(name)}: clients may not expect that; reload --all lets it take over all the same"
+        )
 
     def describe(self, labels: tuple[str, ...]) -> None:
         """Put its card on the board, with these labels."""
@@ -181,11 +193,14 @@ class Replica:
                 self._publish_error(task, start, error)
 
     def _predict(self, batch: batching.Batch) -> Tensors:
+        engine = self._engines.get(batch[0].signature)
+        if engine is None:
+            raise EngineError(f"version {self._version} of the model has no signature {batch[0].signature!r}")
         inputs, rows = batching.merge(batch), sum(task.rows for task in batch)
         parts = []
-        for part in batching.slices(inputs, rows, self._max_batch_rows):
-            outputs = self._engine.predict(part)
-            check_outputs(outputs, self._engine.signature, len(next(iter(part.values()))))
+        for part in batching.slices(inputs, rows, min(self._max_batch_rows, engine.max_batch_rows or rows)):
+            outputs = engine.predict(part)
+            check_outputs(outputs, engine.signature, len(next(iter(part.values()))))
             parts.append(outputs)
         return batching.join(parts)
 
@@ -236,14 +251,25 @@ def load(
     folder = ModelFolder.open(release.path, release.root, release.version)
     engine = engines.load(folder, settings.threads_per_replica)
     max_batch_rows = engines.most_rows(settings.max_batch_rows, folder, engine)
-    for side in (engine.signature.inputs, engine.signature.outputs):
-        # a frame counts both in one byte
-        if len(side) > 255 or any(len(spec.name.encode()) > 255 for spec in side):
-            raise ModelError(f"{folder.path} has more than 255 inputs or outputs, or a name of more than 255 bytes")
     loaded = time.monotonic()
+    others = engines.signatures(engine)
+    default = next(iter(others))
+    del others[default]
     card = ModelCard(
-        folder.name, folder.version, engines.find(folder), engine.signature, max_batch_rows, release.labels
+        folder.name,
+        folder.version,
+        engines.find(folder),
+        engine.signature,
+        max_batch_rows,
+        release.labels,
+        default,
+        others,
     )
+    for name, signature in card.signatures.items():
+        for side in (signature.inputs, signature.outputs):
+            # a frame counts both in one byte
+            if len(side) > 255 or any(len(spec.name.encode()) > 255 for spec in side) or len(name.encode()) > 255:
+                raise ModelError(f"{folder.path} has more than 255 inputs or outputs, or a name of more than 255 bytes")
     replica = Replica(
         engine,
         card,

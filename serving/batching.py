@@ -15,9 +15,10 @@ Batch = list[Task]
 
 
 def group(tasks: list[Task]) -> list[Batch]:
-    """The tasks that can be merged, in the order of their first: same names, dtypes and shapes of one row."""
+    """The tasks that can be merged, in the order of their first: same signature, names, dtypes, shapes of one row."""
     if len(tasks) < 2:
         return [tasks] if tasks else []
+    signature = tasks[0].signature
     (name, first), *others = tasks[0].inputs.items()
     dtype, shape = first.dtype, first.shape[1:]
     if not others and all(
@@ -25,14 +26,15 @@ def group(tasks: list[Task]) -> list[Batch]:
         and (tensor := task.inputs.get(name)) is not None
         and tensor.dtype == dtype
         and tensor.shape[1:] == shape
+        and task.signature == signature
         for task in tasks
     ):
         # as nearly always
         return [tasks]
     batches: dict[tuple[object, ...], Batch] = {}
     for task in tasks:
-        key = tuple((name, tensor.dtype, tensor.shape[1:]) for name, tensor in task.inputs.items())
-        batches.setdefault(key, []).append(task)
+        kinds = tuple((name, tensor.dtype, tensor.shape[1:]) for name, tensor in task.inputs.items())
+        batches.setdefault((task.signature, kinds), []).append(task)
     return list(batches.values())
 
 

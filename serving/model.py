@@ -14,11 +14,12 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from serving.errors import ModelError, SignatureMismatch
-from serving.signature import Signature, TensorSpec
+from serving.signature import SERVING_DEFAULT, Signature, TensorSpec
 from serving.task import Tensors
 
 _KEYS = {
@@ -195,26 +196,46 @@ class ModelCard:
     signature: Signature
     max_batch_rows: int
     labels: tuple[str, ...] = ()
+    # of those who name no signature, and those that are there beside it
+    signature_name: str = SERVING_DEFAULT
+    others: dict[str, Signature] = field(default_factory=dict)
+
+    @cached_property
+    def signatures(self) -> dict[str, Signature]:
+        """All of them by name, the default first."""
+        return {self.signature_name: self.signature, **self.others}
+
+    def told(self, name: str) -> str:
+        """One of its signatures in words."""
+        found = self.signatures.get(name)
+        told = "nothing" if found is None else str(found)
+        return told if [name] == list(self.signatures) else f"{told} by the signature {name!r}"
 
     def as_dict(self, samples: bool = True) -> dict[str, Any]:
         """For JSON; samples may be of somebody's data."""
         left_out = () if samples else ("sample",)
 
         def told(items: list[tuple[str, Any]]) -> dict[str, Any]:
-            return {key: value for key, value in items if value is not None and key not in left_out}
+            return {key: value for key, value in items if value not in (None, {}) and key not in left_out}
 
         return asdict(self, dict_factory=told)
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> "ModelCard":
-        inputs, outputs = (
-            tuple(
-                TensorSpec(**{**spec, "shape": tuple(spec["shape"]), "sample": None}).with_sample(spec.get("sample"))
-                for spec in value["signature"][side]
-            )
-            for side in ("inputs", "outputs")
+        others = {name: _signature(other) for name, other in value.get("others", {}).items()}
+        found = {"signature": _signature(value["signature"]), "labels": tuple(value["labels"]), "others": others}
+        return cls(**{**value, **found})
+
+
+def _signature(value: dict[str, Any]) -> Signature:
+    inputs, outputs = (
+        tuple(
+            TensorSpec(**{**spec, "shape": tuple(spec["shape"]), "sample": None}).with_sample(spec.get("sample"))
+            for spec in value[side]
         )
-        return cls(**{**value, "signature": Signature(inputs, outputs), "labels": tuple(value["labels"])})
+        for side in ("inputs", "outputs")
+    )
+    return Signature(inputs, outputs)
 
 
 def _instance(file: Path, signature: Signature) -> Tensors:

@@ -23,6 +23,8 @@ import numpy as np
 from serving.errors import SignatureMismatch
 from serving.task import Tensor, Tensors
 
+# what a signature is called where nobody says, as in a SavedModel
+SERVING_DEFAULT = "serving_default"
 STRING = "string"
 NUMBERS = (
     "bool",

@@ -21,7 +21,7 @@ class Task:
     """What one request asks of a replica.
 
     uuid is ours and unique; request_id is what the client or nginx calls the request, and two clients may choose the
-    same.
+    same.  signature is one of the card's others, "" for the default.
     """
 
     uuid: bytes
@@ -30,6 +30,7 @@ class Task:
     deadline: float
     rows: int
     inputs: Tensors
+    signature: str = ""
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ Both ends are always the same build on the same host, so a frame carries no vers
 here undecoded.  Tensors start at multiples of 16 bytes, so that a replica reads them in place.
 
 Runs in:  both.
-Shapes:   a frame is one fixed header, then per tensor a head, its name, its shape and its data, then short text.
+Shapes:   a frame is one fixed header, then per tensor a head, its name, its shape and its data, then short texts.
 Units:    seconds; _ms in replies.
 """
 
@@ -19,8 +19,8 @@ from serving.errors import by_code
 from serving.signature import DTYPES, STRING
 from serving.task import Reply, Task, Tensor, Tensors
 
-# uuid, offered, deadline, rows, tensors, length of the request id
-_TASK = struct.Struct("<16sddIBB10x")
+# uuid, offered, deadline, rows, tensors, length of the signature's name (0: the default), length of the request id
+_TASK = struct.Struct("<16sddIBBB9x")
 # uuid, version, queue_ms, predict_ms, tensors, length of the error's code (0: no error), length of its detail
 _REPLY = struct.Struct("<16sQffBBH12x")
 # length of the name, dtype, number of axes, bytes of data
@@ -38,16 +38,19 @@ MAX_REQUEST_ID = 255
 
 def encode_task(task: Task) -> bytes:
     """The frame of a task."""
-    request_id = task.request_id.encode()
-    head = _TASK.pack(task.uuid, task.offered, task.deadline, task.rows, len(task.inputs), len(request_id))
-    return _join(head, task.inputs, request_id)
+    signature, request_id = task.signature.encode(), task.request_id.encode()
+    head = _TASK.pack(
+        task.uuid, task.offered, task.deadline, task.rows, len(task.inputs), len(signature), len(request_id)
+    )
+    return _join(head, task.inputs, signature + request_id)
 
 
 def decode_task(frame: bytes) -> Task:
     """The task of a frame; its number tensors read the frame in place and cannot be written to."""
-    uuid, offered, deadline, rows, tensors, length = _TASK.unpack_from(frame)
-    request_id = frame[len(frame) - length :].decode()
-    return Task(uuid, request_id, offered, deadline, rows, _split(frame, _TASK.size, tensors))
+    uuid, offered, deadline, rows, tensors, named, length = _TASK.unpack_from(frame)
+    end = len(frame) - length
+    signature = frame[end - named : end].decode() if named else ""
+    return Task(uuid, frame[end:].decode(), offered, deadline, rows, _split(frame, _TASK.size, tensors), signature)
 
 
 def peek_request_id(frame: bytes) -> str:
@@ -57,7 +60,7 @@ def peek_request_id(frame: bytes) -> str:
 
 
 def content(frame: bytes) -> memoryview:
-    """The part of a task's frame that holds its tensors: the same bytes for the same inputs."""
+    """The part of a task's frame that holds its tensors and what they are for: the same for the same inputs."""
     length: int = _TASK.unpack_from(frame)[-1]
     return memoryview(frame)[_TASK.size : len(frame) - length]
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from serving.errors import ModelError
 from serving.model import ModelFolder
-from serving.signature import Signature
+from serving.signature import SERVING_DEFAULT, Signature
 from serving.task import Tensors
 
 # what the files of a folder are served by; a line stands for all that those below it are about
@@ -77,6 +77,18 @@ def find(folder: ModelFolder) -> str:
     names = ", ".join(sorted(file.name for file in folder.path.iterdir())[:8])
     known = ", ".join(pattern for patterns in _FILES for pattern in patterns)
     raise ModelError(f"nothing in {folder.path} can be served (found {names}); it needs one of {known}")
+
+
+def others(engine: Engine) -> dict[str, Engine]:
+    """The engines of a model's other signatures, by name, where it has more than one."""
+    found: dict[str, Engine] = getattr(engine, "others", {})
+    return found
+
+
+def signatures(engine: Engine) -> dict[str, Signature]:
+    """All signatures of a model by name, the default first."""
+    name = getattr(engine, "signature_name", SERVING_DEFAULT)
+    return {name: engine.signature, **{name: other.signature for name, other in others(engine).items()}}
 
 
 def most_rows(limit: int, folder: ModelFolder, engine: Engine) -> int:

@@ -7,6 +7,7 @@ Shapes:   the first axis of every input and output is the rows; a fixed first ax
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,8 @@ from mules.engines.files import reading
 from mules.engines.tensors import batch_rows, padded
 from serving.errors import ModelError
 from serving.model import ModelFolder
-from serving.signature import NUMBERS, STRING, Signature, TensorSpec
+from serving.signature import NUMBERS, SERVING_DEFAULT, STRING, Signature, TensorSpec
 from serving.task import Tensors
-
-_DEFAULT_SIGNATURE = "serving_default"
 
 log = logging.getLogger("muleteer.tensorflow")
 
@@ -34,6 +33,8 @@ class TensorFlowEngine:
     def __init__(self, function: Callable[..., dict[str, Any]], signature: Signature, rows: int | None) -> None:
         self.signature = signature
         self.max_batch_rows = rows
+        self.signature_name = SERVING_DEFAULT
+        self.others: dict[str, TensorFlowEngine] = {}
         self._function = function
 
     def predict(self, inputs: Tensors) -> Tensors:
@@ -68,21 +69,41 @@ def _use_threads(threads: int) -> None:
 def _load_saved_model(folder: ModelFolder) -> TensorFlowEngine:
     with reading(folder.path / "saved_model.pb"):
         model = tf.saved_model.load(str(folder.path))
-    name = folder.options.get("signature", _DEFAULT_SIGNATURE)
-    if name not in model.signatures:
+    names = list(model.signatures)
+    name = folder.options.get("signature", names[0] if len(names) == 1 else SERVING_DEFAULT)
+    if name not in names:
         raise ModelError(
-            f"{folder.path} has no signature {name!r}; it has {', '.join(model.signatures) or 'none'}:"
+            f"{folder.path} has no signature {name!r}; it has {', '.join(names) or 'none'}:"
             " set signature in model.toml, or export one with signatures={'serving_default': …}"
         )
-    function = model.signatures[name]
-    # the model owns the variables that the function reads
-    function._muleteer_model = model
-    arguments = function.structured_input_signature[1]
-    engine = _engine(folder, function, arguments, function.structured_outputs)
-    return _shortened(engine, function, folder) or engine
+    for function in model.signatures.values():
+        # the model owns the variables that the function reads
+        function._muleteer_model = model
+    engine = _of_signature(folder, model.signatures[name], folder.sample)
+    engine.signature_name = name
+    # inputs and outputs in model.toml, and the sample, are of the default
+    bare = replace(folder, options={})
+
+    def sample_of(signature: Signature) -> Tensors:
+        same = signature.inputs == engine.signature.inputs
+        return folder.sample(engine.signature) if same else signature.samples()
+
+    for other in sorted({*names} - {name}):
+        try:
+            engine.others[other] = _of_signature(bare, model.signatures[other], sample_of)
+        except ModelError as error:
+            log.warning("the signature %r is not served: %s", other, error)
+    return engine
 
 
-def _shortened(engine: TensorFlowEngine, function: Any, folder: ModelFolder) -> TensorFlowEngine | None:
+def _of_signature(folder: ModelFolder, function: Any, sample_of: Callable[[Signature], Tensors]) -> TensorFlowEngine:
+    engine = _engine(folder, function, function.structured_input_signature[1], function.structured_outputs)
+    return _shortened(engine, function, sample_of) or engine
+
+
+def _shortened(
+    engine: TensorFlowEngine, function: Any, sample_of: Callable[[Signature], Tensors]
+) -> TensorFlowEngine | None:
     """The same engine on the graph behind a signature's function; None where TensorFlow does not have it so.
 
     The function checks each argument once more, which takes a third of the time of a small network.
@@ -101,7 +122,7 @@ def _shortened(engine: TensorFlowEngine, function: Any, folder: ModelFolder) -> 
         if set(names) != {spec.name for spec in engine.signature.inputs}:
             return None
         shortened = TensorFlowEngine(call, engine.signature, engine.max_batch_rows)
-        sample = folder.sample(engine.signature)
+        sample = sample_of(engine.signature)
         expected, found = engine.predict(sample), shortened.predict(sample)
         same = all(
             np.array_equal(tensor, found[name], equal_nan=tensor.dtype.kind == "f") for name, tensor in expected.items()

@@ -14,10 +14,8 @@ from mules.engines.files import reading
 from mules.engines.tensors import batch_rows, padded
 from serving.errors import ModelError
 from serving.model import ModelFolder
-from serving.signature import NUMBERS, Signature, TensorSpec
+from serving.signature import NUMBERS, SERVING_DEFAULT, Signature, TensorSpec
 from serving.task import Tensors
-
-_DEFAULT_SIGNATURE = "serving_default"
 
 
 class TfliteEngine:
@@ -41,7 +39,7 @@ def load(folder: ModelFolder, threads: int) -> TfliteEngine:
     with reading(file):
         interpreter = Interpreter(model_path=str(file), num_threads=threads)
     signatures = interpreter.get_signature_list()
-    name = folder.options.get("signature", _DEFAULT_SIGNATURE)
+    name = folder.options.get("signature", SERVING_DEFAULT)
     if name in signatures:
         call = interpreter.get_signature_runner(name)
         inputs, outputs = call.get_input_details(), call.get_output_details()

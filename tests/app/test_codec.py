@@ -32,7 +32,7 @@ def tensors(**values):
 
 def through(signature, body, **outputs):
     """The answer to a body when the model gives these outputs."""
-    _, encode = codec.decode(body.encode(), signature)
+    _, encode, _ = codec.decode(body.encode(), signature)
     return encode(outputs).decode()
 
 
@@ -56,7 +56,7 @@ def through(signature, body, **outputs):
     ],
 )
 def test_each_form_is_read(signature, body, expected):
-    inputs, _ = codec.decode(body.encode(), signature)
+    inputs, _, _ = codec.decode(body.encode(), signature)
     assert list(inputs) == [spec.name for spec in signature.inputs]
     for spec in signature.inputs:
         assert inputs[spec.name].dtype == spec.dtype
@@ -121,14 +121,14 @@ def test_nan_and_infinity_are_written_in_each_form_beside_other_outputs(body, an
     ],
 )
 def test_strings_and_bytes_travel_both_ways(body, items, written):
-    inputs, encode = codec.decode(body.encode(), TEXT)
+    inputs, encode, _ = codec.decode(body.encode(), TEXT)
     assert inputs["text"].tolist() == items
     answer = json.loads(encode({"res": inputs["text"]}))
     assert answer in ({"predictions": written}, {"outputs": {"res": written}}, {"res": written[0]})
 
 
 def test_an_input_may_be_called_b64():
-    inputs, _ = codec.decode(b'{"instances": [{"b64": "a"}]}', Signature(specs(b64="string"), specs(y="string")))
+    inputs, _, _ = codec.decode(b'{"instances": [{"b64": "a"}]}', Signature(specs(b64="string"), specs(y="string")))
     assert inputs["b64"].tolist() == [b"a"]
 
 
@@ -225,7 +225,7 @@ BODIES = st.binary() | st.builds(
 @given(body=BODIES)
 def test_no_body_raises_anything_else(signature, body):
     try:
-        inputs, _ = codec.decode(body, signature)
+        inputs, _, _ = codec.decode(body, signature)
     except (DecodeError, SignatureMismatch):
         return
     assert signature.rows(inputs) > 0
@@ -251,7 +251,7 @@ def columns(draw):
 def test_encode_then_decode_is_the_identity(column):
     dtype, rows = column
     spec = TensorSpec("x", dtype, (2,))
-    sent, encode = codec.decode(json.dumps({"inputs": {"x": rows}}).encode(), Signature((spec,), (spec,)))
+    sent, encode, _ = codec.decode(json.dumps({"inputs": {"x": rows}}).encode(), Signature((spec,), (spec,)))
     answer = json.loads(encode(sent))["outputs"]
     if dtype == STRING:
         assert answer["x"] == rows
@@ -318,7 +318,7 @@ def test_large_nested_lists_are_read_and_ragged_ones_refused(rows, height, width
         patch.setattr(codec, "_LARGE_BYTES", 1)
         patch.setattr(codec, "_decode_slowly", None)
         patch.setattr(TensorSpec, "packed", None)
-        inputs, _ = codec.decode(json.dumps({form: value}).encode(), taken)
+        inputs, _, _ = codec.decode(json.dumps({form: value}).encode(), taken)
     assert inputs["x"].dtype == np.float32
     assert inputs["x"].tolist() == (sent if form != "x" else sent[:1]).tolist()
     # one number moves from one list to another
@@ -336,7 +336,31 @@ def test_large_nested_lists_are_read_and_ragged_ones_refused(rows, height, width
 def test_float32_arrives_with_the_bits_that_the_model_gave(values, with_nan):
     # a NaN among them takes another way out
     tensor = np.array(values + [np.nan] * with_nan, np.float32)
-    _, encode = codec.decode(b'{"instances": [[1, 2]]}', ONE)
+    _, encode, _ = codec.decode(b'{"instances": [[1, 2]]}', ONE)
     arrived = np.array(json.loads(encode({"y": tensor}))["predictions"], np.float32)
     assert arrived[: len(values)].tobytes() == tensor[: len(values)].tobytes()
     assert np.isnan(arrived[len(values) :]).all() and len(arrived) == len(tensor)
+
+
+@pytest.mark.parametrize("size", [1, 5000])
+@pytest.mark.parametrize("form", ["instances", "inputs"])
+def test_a_body_names_the_signature_that_it_is_for(form, size):
+    other = Signature(specs(z="float32[-1]"), specs(y="float32"))
+    body = json.dumps({"signature_name": "other", form: [[0.5] * size]}).encode()
+    inputs, _, name = codec.decode(body, ONE, 9, {"serving_default": ONE, "other": other})
+    assert name == "other"
+    assert {key: tensor.tolist() for key, tensor in inputs.items()} == {"z": [[0.5] * size]}
+    assert codec.decode(json.dumps({form: [[1, 2]]}).encode(), ONE, 9, {"other": other})[2] == ""
+
+
+@pytest.mark.parametrize("name", ['"mine"', "null", "[1]", "1", '{"a": 1}'])
+def test_a_signature_that_the_model_does_not_have_is_told_with_those_that_it_has(name):
+    body = b'{"signature_name": %s, "instances": [[1, 2]]}' % name.encode()
+    with pytest.raises(SignatureMismatch, match="the model has serving_default, other"):
+        codec.decode(body, ONE, 9, {"serving_default": ONE, "other": ONE})
+
+
+def test_an_input_may_be_called_signature_name():
+    taken = Signature(specs(signature_name="string"), specs(y="float32"))
+    inputs, _, name = codec.decode(b'{"signature_name": "a"}', taken, 9, {"a": taken})
+    assert (inputs["signature_name"].tolist(), name) == ([b"a"], "")

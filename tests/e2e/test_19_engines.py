@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import joblib
 import numpy as np
@@ -98,3 +100,40 @@ def test_each_library_answers_in_a_mule_as_it_does_by_itself(start, tmp_path, na
         np.testing.assert_allclose(found, expected[:32], rtol=1e-6, atol=1e-6)
     assert server.ready()["model"]["engine"] == name.partition("_")[0]
     assert server.stop() == 0
+
+
+EXPORT = """
+import sys
+import tensorflow as tf
+
+module, x = tf.Module(), tf.TensorSpec((None, 2), tf.float32, "x")
+module.double = tf.function(lambda x: {"y": x * 2}, input_signature=[x])
+module.longest = tf.function(lambda x: {"label": tf.as_string(tf.argmax(x, axis=1))}, input_signature=[x])
+tf.saved_model.save(module, sys.argv[1], {"serving_default": module.double, "longest": module.longest})
+"""
+
+
+def test_a_saved_model_answers_by_the_signature_that_a_request_names(start, tmp_path):
+    subprocess.run([sys.executable, "-c", EXPORT, str(tmp_path)], check=True, capture_output=True)
+    server = start(MODEL=tmp_path, MULES=2).wait_ready()
+    rows = [[1, 2], [4, 3]]
+    double, longest = {"predictions": [[2, 4], [8, 6]]}, {"predictions": ["1", "0"]}
+    with ThreadPoolExecutor(8) as threads:
+        bodies = [
+            ({}, double),
+            ({"signature_name": "longest"}, longest),
+            ({"signature_name": "serving_default"}, double),
+        ]
+        for answer, (_, expected) in zip(
+            threads.map(lambda one: server.predict({**one[0], "instances": rows}), bodies * 40),
+            bodies * 40,
+            strict=True,
+        ):
+            assert (answer.status, answer.json) == (200, expected)
+    answer = server.predict({"signature_name": "longest", "inputs": {"x": rows}})
+    assert answer.json == {"outputs": {"label": ["1", "0"]}}
+    answer = server.predict({"signature_name": "none", "instances": rows})
+    assert (answer.status, answer.json["code"]) == (400, "signature")
+    assert "'signature_name' is \"none\"; the model has serving_default, longest" in answer.json["detail"]
+    model = server.ready()["model"]
+    assert (model["signature_name"], list(model["others"])) == ("serving_default", ["longest"])

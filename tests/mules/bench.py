@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mules import engines
 from mules.replica import Replica
 from serving.ledger import ANY, Ticket
 from serving.memory_transport import MemoryTransport
@@ -73,7 +74,8 @@ class Bench:
         self.transport.start_replica(1)
         self.board = Board(1, 3, 5)
         self.record = self.board.records[0]
-        card = ModelCard("bench", 7, "python", self.engine.signature, max_batch_rows)
+        others = {name: other.signature for name, other in engines.others(self.engine).items()}
+        card = ModelCard("bench", 7, "python", self.engine.signature, max_batch_rows, others=others)
         self.replica = Replica(self.engine, card, self.transport, self.record, batch_wait_ms, **options)
         self._seats = itertools.count()
 
@@ -81,10 +83,10 @@ class Bench:
         """Whether the board says so, some seconds from now."""
         return self.board.statuses(time.monotonic() + after_s)[0].ready
 
-    def offer(self, *rows, left_s=60.0, id="a-1", alone=False, version=ANY):
+    def offer(self, *rows, left_s=60.0, id="a-1", alone=False, version=ANY, signature=""):
         """Put rows on the queue.  Returns the task's ticket."""
         uuid_, now = uuid.uuid4().bytes, time.monotonic()
-        task = Task(uuid_, id, now, now + left_s, len(rows), {"x": np.array(rows, np.float32)})
+        task = Task(uuid_, id, now, now + left_s, len(rows), {"x": np.array(rows, np.float32)}, signature)
         ticket = Ticket(uuid_, len(rows), next(self._seats), alone=alone, version=version)
         self.transport.offer(ticket, encode_task(task))
         return ticket

@@ -442,3 +442,35 @@ def test_a_model_that_does_not_do_what_its_folder_says_is_not_served(write, reco
         load(write(model_py=MODEL, **files), record)
     assert told in str(raised.value)
     assert record.card() is None
+
+
+class Many(Engine):
+    """One more signature, of batches of two rows; it gives three times its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.triple = Engine()
+        self.triple.max_batch_rows = 2
+        self.triple.predict = lambda inputs: {"y": self.seen.append(inputs["x"].tolist()) or inputs["x"] * 3}
+        self.others = {"triple": self.triple}
+
+
+def test_each_signature_is_predicted_by_its_own_and_no_batch_mixes_two():
+    bench = Bench(Many())
+    one, two, three = bench.offer([1]), bench.offer([2], signature="triple"), bench.offer([3])
+    four = bench.offer([4], [5], [6], signature="triple")
+    strange = bench.offer([1], signature="none")
+    while bench.replica.step(0):
+        pass
+    assert [bench.outputs(task) for task in (one, two, three, four)] == [[[2]], [[6]], [[6]], [[12], [15], [18]]]
+    assert bench.engine.seen[0] == [[1], [3]] and all(len(rows) <= 2 for rows in bench.engine.seen)
+    assert "version 7 of the model has no signature 'none'" in str(bench.error(strange))
+
+
+def test_a_version_with_other_signatures_is_refused_by_their_names():
+    bench = Bench(Many())
+    replica = bench.replica
+    with pytest.raises(ModelError, match=r"takes and gives x .* by the signature .triple., and version 7, .*triple"):
+        replica.check_signature(replace(replica.card, others={"triple": replace(replica.card.signature, outputs=())}))
+    with pytest.raises(ModelError, match="before, nothing by the signature 'triple': clients may"):
+        replica.check_signature(replace(replica.card, others={}))

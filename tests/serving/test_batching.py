@@ -104,3 +104,9 @@ def kind(task):
 def test_nothing_and_one_task_are_grouped_too(count):
     tasks = [task(KINDS[0])] * count
     assert [each for batch in group(tasks) for each in batch] == tasks
+
+
+def test_tasks_of_two_signatures_are_not_merged():
+    tasks = [task({"x0": np.zeros((1, 2))}, number) for number in range(4)]
+    tasks[1].signature = tasks[3].signature = "other"
+    assert group(tasks) == [[tasks[0], tasks[2]], [tasks[1], tasks[3]]]

@@ -290,3 +290,11 @@ def test_a_model_narrowed_by_model_toml_keeps_its_defaults_and_samples(find):
     # one that does not fit any more
     x, _ = find({"model.toml": '[inputs]\nx = "float32[3]"\nn = "int64"'}).narrowed("inputs", found)
     assert (x.shape, x.sample) == ((3,), None)
+
+
+def test_a_card_knows_its_signatures_by_name_the_default_first():
+    one, two = (Signature((TensorSpec(name, "float32"),), (TensorSpec("y", "int8"),)) for name in ("x", "z"))
+    card = ModelCard("m", 1, "tensorflow", one, 32, (), "predict", {"classify": two})
+    assert list(card.signatures.items()) == [("predict", one), ("classify", two)]
+    assert ModelCard.from_dict(json.loads(json.dumps(card.as_dict()))) == card
+    assert "others" not in ModelCard("m", 1, "tensorflow", one, 32).as_dict()

@@ -63,6 +63,16 @@ def test_the_same_inputs_have_the_same_content_whatever_their_request_is_called(
     first = encode_task(Task(UUID, one, now, later, 1, inputs))
     second = encode_task(Task(bytes(16), other, later, now, 1, inputs))
     assert content(first) == content(second)
+    # another signature makes something else of them
+    assert content(first) != content(encode_task(Task(UUID, one, now, later, 1, inputs, "other")))
+
+
+@given(NAMED, st.text(max_size=63), NAMES)
+def test_a_task_names_its_signature(inputs, request_id, signature):
+    frame = encode_task(Task(UUID, request_id, 1.5, 2.5, 1, inputs, signature))
+    found = decode_task(frame)
+    assert (found.signature, found.request_id, peek_request_id(frame)) == (signature, request_id, request_id)
+    check_same(found.inputs, inputs)
 
 
 @given(

@@ -54,7 +54,7 @@ def times(load):
 
 
 def ask(engine, value):
-    inputs, encode = codec.decode(json.dumps(value).encode(), engine.signature)
+    inputs, encode, _ = codec.decode(json.dumps(value).encode(), engine.signature)
     return json.loads(encode(engine.predict(inputs)))
 
 

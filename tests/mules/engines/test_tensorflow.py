@@ -139,6 +139,38 @@ def test_model_toml_may_leave_outputs_out_and_order_them(export):
     np.testing.assert_array_equal(outputs["z"], X + 2)
 
 
+def test_a_saved_model_is_served_by_all_its_signatures(tf, tmp_path):
+    module = tf.Module()
+    vector = tf.TensorSpec((None, 2), tf.float32, "x")
+    module.double = tf.function(lambda x: {"y": x * 2}, input_signature=[vector])
+    module.count = tf.function(
+        lambda s: {"n": tf.strings.length(s)}, input_signature=[tf.TensorSpec((4,), tf.string, "s")]
+    )
+    # that no client can ask for
+    module.sum = tf.function(lambda x: {"y": tf.reduce_sum(x)}, input_signature=[vector])
+    signatures = {"serving_default": module.double, "count": module.count, "sum": module.sum}
+    tf.saved_model.save(module, str(tmp_path), signatures)
+    engine = load(ModelFolder.find(tmp_path))
+    assert {name: str(found) for name, found in engines.signatures(engine).items()} == {
+        "serving_default": "x float32[2] → y float32[2]",
+        "count": "s string → n int32",
+    }
+    count = engines.others(engine)["count"]
+    assert (engine.max_batch_rows, count.max_batch_rows) == (None, 4)
+    np.testing.assert_array_equal(engine.predict({"x": X})["y"], X * 2)
+    np.testing.assert_array_equal(count.predict({"s": np.array([b"a", b"", b"abc"], object)})["n"], [1, 0, 3])
+    (tmp_path / "model.toml").write_text('signature = "count"')
+    assert list(engines.signatures(load(ModelFolder.find(tmp_path)))) == ["count", "serving_default"]
+    (tmp_path / "model.toml").unlink()
+    tf.saved_model.save(module, str(tmp_path), {"double": module.double, "count": module.count})
+    assert "has no signature 'serving_default'; it has count, double: " in refusal(ModelFolder.find(tmp_path))
+
+
+def test_the_only_signature_needs_no_name(export):
+    engine = load(export(lambda x: {"y": x * 2}, {"x": ((None, 2), "float32")}, signature="times two"))
+    assert list(engines.signatures(engine)) == ["times two"]
+
+
 def test_another_signature_is_named_in_model_toml(export):
     function, tensors = lambda x: {"y": x * 5}, {"x": ((None, 2), "float32")}
     folder = export(function, tensors, 'signature = "times five"', signature="times five")
@@ -151,7 +183,6 @@ VECTOR = {"x": ((None, 2), "float32")}
 @pytest.mark.parametrize(
     ("tensors", "options", "told"),
     [
-        (VECTOR, {"signature": "other"}, "has no signature 'serving_default'; it has other"),
         (VECTOR, {"toml": 'signature = "mine"'}, "has no signature 'mine'; it has serving_default"),
         ({"x": ((), "float32")}, {}, "'x' has no axis for the rows; export it with one"),
         ({"x": (None, "float32")}, {}, "has no axis for the rows"),
