@@ -10,9 +10,10 @@ Runs in:  worker.
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from flask import Flask, Response, request
+from flask import Flask, Response, abort, request
 
-from app import health, problems, repository
+from app import dialects, health, problems, repository
+from app.dialects.dialect import Route
 from app.predict import Answer, Predict
 from serving.plan import PlanFile
 from serving.quarantine import Quarantine
@@ -20,7 +21,7 @@ from serving.settings import Settings
 from serving.store import Board
 from serving.transport import Transport
 
-View = Callable[[dict[str, Any]], Answer]
+View = Callable[[dict[str, Any], Route], Answer]
 
 
 def create_app(
@@ -38,35 +39,40 @@ def create_app(
     gives whether all went well, and what happened.
     """
     app = Flask("muleteer", static_folder=None)
-    predictions: dict[str, View] = {"/predict": Predict(settings, transport, board, quarantine, plan, drains).answer}
-    for path, answer in predictions.items():
-        app.add_url_rule(path, f"POST {path}", _flask_view(answer), methods=["POST"])
+    predict = Predict(settings, transport, board, quarantine, plan, drains).answer
+    for rule in dialects.RULES:
+        app.add_url_rule(rule, f"POST {rule}", _flask_view(predict), methods=["POST"])
     app.register_blueprint(health.blueprint(board, plan))
+    for dialect in dialects.DIALECTS:
+        app.register_blueprint(dialect.blueprint(board, plan))
     app.register_blueprint(repository.blueprint(settings, board, loads))
     problems.register(app)
-    app.wsgi_app = ShortCut(app.wsgi_app, predictions)  # type: ignore[method-assign]
+    app.wsgi_app = ShortCut(app.wsgi_app, predict)  # type: ignore[method-assign]
     return app
 
 
 class ShortCut:
     """WSGI middleware: the door past Flask for predictions."""
 
-    def __init__(self, wsgi_app: Callable[..., Iterable[bytes]], predictions: dict[str, View]) -> None:
+    def __init__(self, wsgi_app: Callable[..., Iterable[bytes]], predict: View) -> None:
         self.flask_door = wsgi_app
-        self._predictions = predictions
+        self._predict = predict
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        answer = self._predictions.get(environ["PATH_INFO"]) if environ["REQUEST_METHOD"] == "POST" else None
-        if answer is None:
+        route = dialects.find(environ["PATH_INFO"]) if environ["REQUEST_METHOD"] == "POST" else None
+        if route is None:
             return self.flask_door(environ, start_response)
-        status, headers, body = answer(environ)
+        status, headers, body = self._predict(environ, route)
         start_response(status, headers)
         return (body,)
 
 
-def _flask_view(answer: View) -> Callable[[], Response]:
-    def view() -> Response:
-        status, headers, body = answer(request.environ)
+def _flask_view(predict: View) -> Callable[..., Response]:
+    def view(**_: str) -> Response:
+        route = dialects.find(request.path)
+        if route is None:
+            abort(404)
+        status, headers, body = predict(request.environ, route)
         return Response(body, status, headers)
 
     return view

@@ -1,4 +1,4 @@
-"""The JSON of POST /predict: bytes into named tensors, named tensors into bytes.  It knows nothing of queues.
+"""JSON in the forms that several dialects have: bytes into named tensors, named tensors into bytes.
 
     {"instances": [row, …]}            → {"predictions": [row, …]}
     {"inputs": {name: rows}}           → {"outputs": {name: rows}}
@@ -33,6 +33,8 @@ from serving.signature import Signature, TensorSpec
 from serving.task import Tensor, Tensors
 
 Encode = Callable[[Tensors], bytes]
+# what stands in JSON for an output
+Told = Callable[[str, Tensor], Any]
 
 _NONE: Mapping[str, Signature] = MappingProxyType({})
 
@@ -47,19 +49,23 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{},"))
 
 
 def decode(
-    body: bytes, signature: Signature, max_rows: float = math.inf, signatures: Mapping[str, Signature] = _NONE
+    body: bytes,
+    signature: Signature,
+    max_rows: float = math.inf,
+    signatures: Mapping[str, Signature] = _NONE,
+    envelope: bool = False,
 ) -> tuple[Tensors, Encode, str]:
     """The inputs in a body, at most max_rows of them, how to encode the outputs in the same form, and the signature.
 
-    That is the name of one of signatures, or "" where the body names none.
+    That is the name of one of signatures, or "" where the body names none.  envelope: that the body has one of the
+    first two forms, and what else stands in it is ignored.
     """
     spec = signature.only
     if len(body) >= _LARGE_BYTES and spec is not None and (found := _decode_large(body, spec, max_rows)) is not None:
         return found
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        value = _load_slowly(body)
+    value = load(body)
+    if envelope:
+        value = _opened(value)
     name = ""
     if type(value) is dict and len(value) > 1 and "signature_name" in value and not _ENCODERS.keys().isdisjoint(value):
         name = value.pop("signature_name")
@@ -76,7 +82,7 @@ def decode(
         encode = _ENCODERS.get(form)
         if encode is None:
             tensor = spec.packed([rows]) if form == spec.name else None
-            encode = _encode_instance
+            encode = encode_instance
         else:
             tensor = spec.packed(rows) if type(rows) is list and len(rows) <= max_rows else None
         if tensor is not None:
@@ -121,7 +127,7 @@ def _decode_large(body: bytes, spec: TensorSpec, max_rows: float) -> tuple[Tenso
         tensor = found.astype(spec.dtype)
     if not np.isfinite(tensor).all():
         return None
-    return {spec.name: tensor.reshape(shape)}, encode or _encode_instance, ""
+    return {spec.name: tensor.reshape(shape)}, encode or encode_instance, ""
 
 
 def _is_nested(body: bytes, spec: TensorSpec, rows: int, axes: int) -> bool:
@@ -141,7 +147,7 @@ def _decode_slowly(
             '{"instances": [row, …]}, {"inputs": {name: rows}} or {name: value} for one row'
         )
     if "instances" not in value and "inputs" not in value:
-        return signature.instance(value, not words and _has_no_strings(body, len(value))), _encode_instance
+        return signature.instance(value, not words and _has_no_strings(body, len(value))), encode_instance
     form = "instances" if "instances" in value else "inputs"
     others = [key for key in value if key != form]
     if others:
@@ -153,9 +159,29 @@ def _decode_slowly(
     _check_rows(within, max_rows)
     if form == "instances":
         names = sum(len(row) for row in within if isinstance(row, dict)) if isinstance(within, list) else 0
-        return signature.instances(within, not words and _has_no_strings(body, 1 + names)), _encode_instances
+        return signature.instances(within, not words and _has_no_strings(body, 1 + names)), encode_instances
     names = len(within) if isinstance(within, dict) else 0
-    return signature.columns(within, not words and _has_no_strings(body, 1 + names)), _encode_columns
+    return signature.columns(within, not words and _has_no_strings(body, 1 + names)), encode_columns
+
+
+def _opened(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DecodeError("the body is not a JSON object")
+    if ("instances" in value) == ("inputs" in value):
+        raise DecodeError(
+            "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist"
+            if "inputs" in value
+            else "Missing 'inputs' or 'instances' key"
+        )
+    return {key: value[key] for key in ("instances", "inputs", "signature_name") if key in value}
+
+
+def load(body: bytes) -> Any:
+    """What JSON says, with NaN, Infinity and -Infinity."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return _load_slowly(body)
 
 
 def _has_no_strings(body: bytes, names: int) -> bool:
@@ -194,46 +220,60 @@ def _load_slowly(body: bytes) -> Any:
         raise DecodeError(f"the body holds a number of more than {limit} digits, which cannot be read") from None
 
 
-def _encode_instances(outputs: Tensors) -> bytes:
-    columns = [(name, _values(tensor)) for name, tensor in outputs.items()]
+def _told(name: str, tensor: Tensor) -> Any:
+    return values(tensor)
+
+
+def encode_instances(outputs: Tensors, told: Told = _told) -> bytes:
+    """As the answer to rows."""
+    columns = [(name, told(name, tensor)) for name, tensor in outputs.items()]
     if len(columns) == 1:
-        return _dump({"predictions": columns[0][1]}, outputs)
+        return dump({"predictions": columns[0][1]}, outputs)
     rows = range(len(columns[0][1]))
-    return _dump({"predictions": [{name: column[row] for name, column in columns} for row in rows]}, outputs)
+    return dump({"predictions": [{name: column[row] for name, column in columns} for row in rows]}, outputs)
 
 
-def _encode_columns(outputs: Tensors) -> bytes:
-    return _dump({"outputs": {name: _values(tensor) for name, tensor in outputs.items()}}, outputs)
+def encode_columns(outputs: Tensors, told: Told = _told) -> bytes:
+    """As the answer to columns."""
+    return dump({"outputs": {name: told(name, tensor) for name, tensor in outputs.items()}}, outputs)
 
 
-def _encode_instance(outputs: Tensors) -> bytes:
-    return _dump({name: _values(tensor)[0] for name, tensor in outputs.items()}, outputs)
+def encode_instance(outputs: Tensors) -> bytes:
+    """As the answer to one row by its names."""
+    return dump({name: values(tensor)[0] for name, tensor in outputs.items()}, outputs)
 
 
-def _values(tensor: Tensor) -> Any:
+def values(tensor: Tensor) -> Any:
     """The tensor as it stands, or nested lists of texts."""
     if tensor.dtype.kind != "O":
         return tensor
-    texts = [_text(item) for item in tensor.ravel().tolist()]
-    if tensor.ndim == 1:
-        return texts
-    nested = np.empty(len(texts), object)
-    for index, text in enumerate(texts):
-        nested[index] = text
-    return nested.reshape(tensor.shape).tolist()
+    return nested([text(item) for item in tensor.ravel().tolist()], tensor.shape)
 
 
-def _text(item: Any) -> str | dict[str, str]:
+def nested(items: list[Any], shape: tuple[int, ...]) -> list[Any]:
+    """Lists as a tensor of this shape would have them."""
+    if len(shape) == 1:
+        return items
+    found = np.empty(len(items), object)
+    for index, item in enumerate(items):
+        found[index] = item
+    listed: list[Any] = found.reshape(shape).tolist()
+    return listed
+
+
+def text(item: Any) -> str | dict[str, str]:
+    """A string as JSON has it; bytes that are not UTF-8 in base64."""
     try:
         return str(item, "utf-8")
     except UnicodeDecodeError:
         return {"b64": base64.b64encode(item).decode()}
 
 
-_ENCODERS: dict[str, Encode] = {"instances": _encode_instances, "inputs": _encode_columns}
+_ENCODERS: dict[str, Encode] = {"instances": encode_instances, "inputs": encode_columns}
 
 
-def _dump(value: dict[str, Any], outputs: Tensors) -> bytes:
+def dump(value: dict[str, Any], outputs: Tensors) -> bytes:
+    """JSON in which tensors stand; outputs: those that there are."""
     told = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
     # orjson writes NaN as null
     if b"null" not in told or all(tensor.dtype.kind != "f" or np.isfinite(tensor).all() for tensor in outputs.values()):

@@ -1,4 +1,4 @@
-"""POST /predict: decode and check, offer, await, encode.
+"""Predictions: decode and check, offer, await, encode, whatever dialect they are asked for in.
 
 Runs in:  worker.
 Units:    seconds, absolute, time.monotonic(); Server-Timing and X-Request-Timeout-Ms in milliseconds.
@@ -13,19 +13,17 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from app import codec, problems
+from app import body, problems
+from app.dialects.dialect import Call, Route
 from serving.errors import (
     ClientError,
     ClientGone,
     DeadlineExceeded,
-    DecodeError,
     EngineError,
-    FrameTooLarge,
     ModelLoading,
     ModelNotFound,
     Overloaded,
     ServingError,
-    UnsupportedMedia,
 )
 from serving.ledger import ANY, Ticket
 from serving.plan import PlanFile
@@ -39,8 +37,6 @@ from serving.wire import decode_reply, encode_task
 # status line, headers, body
 Answer = tuple[str, list[tuple[str, str]], bytes]
 
-_JSON = ("Content-Type", "application/json")
-
 # how long a look at those who serve, and at what waits, is good for
 _LOOK_S = 0.01
 # what has been measured is a mean
@@ -50,7 +46,7 @@ log = logging.getLogger("muleteer.predict")
 
 
 class Predict:
-    """The one function behind both doors, the Flask view and the WSGI short cut."""
+    """The one function behind both doors, the Flask view and the WSGI short cut, and behind all dialects."""
 
     def __init__(
         self,
@@ -78,24 +74,25 @@ class Predict:
         # a random one for each process, and counted up from there: no other task has the same
         self._uuids = itertools.count()
 
-    def answer(self, environ: Mapping[str, Any]) -> Answer:
+    def answer(self, environ: Mapping[str, Any], route: Route) -> Answer:
         """The answer to one request, whatever happens to it."""
         start = time.monotonic()
         request_id = problems.request_id(environ)
         try:
-            answer = self._predict(environ, start, request_id)
+            answer = self._predict(environ, route, start, request_id)
         except ServingError as error:
-            answer = _refusal(error, request_id)
+            answer = _refusal(route, error, request_id)
         except Exception:
             log.exception("request=%s the handler failed", request_id)
-            answer = _refusal(ServingError("the server failed; the log has more under this request id"), request_id)
+            failed = ServingError("the server failed; the log has more under this request id")
+            answer = _refusal(route, failed, request_id)
         if self._draining or self._crowded:
             # nginx opens its next connection to the uWSGI that serves now, or to whichever worker is free
             answer[1].append(("Connection", "close"))
             self._crowded = False
         return answer
 
-    def _predict(self, environ: Mapping[str, Any], start: float, request_id: str) -> Answer:
+    def _predict(self, environ: Mapping[str, Any], route: Route, start: float, request_id: str) -> Answer:
         if start >= self._look_at:
             self._look(start)
         service = self._served
@@ -107,7 +104,10 @@ class Predict:
         if "HTTP_X_REQUEST_TIMEOUT_MS" in environ:
             deadline -= self._deadline_s - self._timeout_s(environ)
         card = service.card
-        version = self._version(environ["HTTP_X_MODEL_VERSION"]) if "HTTP_X_MODEL_VERSION" in environ else ANY
+        if route.model and card is not None and route.model != card.name:
+            raise ModelNotFound(f"the model here is {card.name!r}, not {route.model[:64]!r}")
+        wanted = route.version or environ.get("HTTP_X_MODEL_VERSION")
+        version = ANY if wanted is None else self._version(wanted)
         if card is None or ((version != ANY or not service.defaults) and self._board.hopeless(deadline, version)):
             raise ModelLoading("no replica has loaded the model; /readyz shows how far they are, and why not")
         short = deadline - start <= self._most_s
@@ -115,10 +115,16 @@ class Predict:
             if deadline <= start:
                 raise DeadlineExceeded("no thread was free before the deadline (deadline_ms, or X-Request-Timeout-Ms)")
             self._refuse_late(1, deadline, service)
-        inputs, encode, named = codec.decode(
-            self._body(environ), card.signature, self._settings.max_request_rows, card.signatures
+        limits = self._settings
+        sent = body.read(environ, limits.max_body_bytes)
+        inputs, encode, signature, timeout_s = route.dialect.decode(
+            Call(environ, route, card, sent, limits.max_request_rows)
         )
-        signature = "" if named == card.signature_name else named
+        if timeout_s < deadline - start:
+            deadline = start + timeout_s
+            short = True
+        if signature == card.signature_name:
+            signature = ""
         rows = card.signature.rows(inputs)
         if short or rows > 1:
             # others have been admitted meanwhile
@@ -129,21 +135,21 @@ class Predict:
         offered = time.monotonic()
         task = Task(next(self._uuids).to_bytes(16), request_id, offered, deadline, rows, inputs, signature)
         reply = self._ask(task, version)
-        if reply.error is not None and version != ANY and isinstance(reply.error, ModelNotFound):
+        if reply.error is not None and wanted is not None and isinstance(reply.error, ModelNotFound):
             # its last replica has gone meanwhile; a label is for another version now
-            version = self._version(environ["HTTP_X_MODEL_VERSION"])
+            version = self._version(wanted)
             task.uuid = next(self._uuids).to_bytes(16)
             reply = self._ask(task, version)
         if reply.error is not None:
             raise reply.error
         replied = time.monotonic()
-        body = encode(reply.outputs)
+        about, told = encode(reply)
         decode_ms, encode_ms = (offered - start) * 1000, (time.monotonic() - replied) * 1000
         return (
             "200 OK",
             [
-                _JSON,
-                ("Content-Length", str(len(body))),
+                *about,
+                ("Content-Length", str(len(told))),
                 ("X-Request-ID", request_id),
                 ("X-Model-Version", str(reply.version)),
                 (
@@ -152,7 +158,7 @@ class Predict:
                     f" predict;dur={reply.predict_ms:.3f}, encode;dur={encode_ms:.3f}",
                 ),
             ],
-            body,
+            told,
         )
 
     def _ask(self, task: Task, version: int) -> Reply:
@@ -225,31 +231,16 @@ class Predict:
             limit = min(limit, int(text.lstrip("0")[:10]))
         return limit / 1000
 
-    def _body(self, environ: Mapping[str, Any]) -> bytes:
-        coding = environ.get("HTTP_CONTENT_ENCODING", "")
-        if coding and coding.lower() != "identity":
-            raise UnsupportedMedia(f"Content-Encoding is {coding[:32]!r}; send the body as it is")
-        text = environ.get("CONTENT_LENGTH") or "0"
-        if not (text.isascii() and text.isdecimal() and len(text) <= 18):
-            raise DecodeError(f"Content-Length is {text[:32]!r}; expected a number of bytes")
-        size, limit = int(text), self._settings.max_body_bytes
-        if size > limit:
-            raise FrameTooLarge(f"the body has {size} bytes and the limit is {limit}: max_body_bytes in uwsgi.ini")
-        body: bytes = environ["wsgi.input"].read(size) if size else b""
-        if len(body) < size:
-            raise DecodeError(f"the body ends after {len(body)} of {size} bytes")
-        return body
 
-
-def _refusal(error: ServingError, request_id: str) -> Answer:
-    body = problems.of_error(error, request_id)
+def _refusal(route: Route, error: ServingError, request_id: str) -> Answer:
+    status, media_type, told = route.dialect.refuse(error, request_id, route)
     headers = [
-        ("Content-Type", problems.MEDIA_TYPE),
-        ("Content-Length", str(len(body))),
+        ("Content-Type", media_type),
+        ("Content-Length", str(len(told))),
         ("X-Request-ID", request_id),
     ]
     if error.retry_after_s is not None:
         headers.append(("Retry-After", str(error.retry_after_s)))
     if isinstance(error, EngineError):
-        log.info("request=%s answered %d %s", request_id, error.status, error.code)
-    return problems.status_line(error.status), headers, body
+        log.info("request=%s answered %d %s", request_id, status, error.code)
+    return problems.status_line(status), headers, told

@@ -1,0 +1,27 @@
+"""Dialects: the protocols that clients speak, one file each, over one way to a prediction.
+
+A path says which dialect a request is in; the rest of it is the dialect's own.  What all have in common, deadlines,
+versions, what is refused when there is too much to do, is decided in app/predict.py.
+
+Runs in:  worker.
+"""
+
+from functools import lru_cache
+
+from app.dialects import open_inference, plain, tensorflow_serving
+from app.dialects.dialect import Route
+
+_PLAIN = Route(plain.Plain())
+DIALECTS = (open_inference, tensorflow_serving)
+# Flask's rules for the paths that are found here
+RULES = ("/predict", *(rule for dialect in DIALECTS for rule in dialect.RULES))
+
+
+def find(path: str) -> Route | None:
+    """The route of a POST to a path; None where nothing is predicted."""
+    return _PLAIN if path == "/predict" else _find(path)
+
+
+@lru_cache(256)
+def _find(path: str) -> Route | None:
+    return next((route for dialect in DIALECTS if (route := dialect.route(path)) is not None), None)

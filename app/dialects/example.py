@@ -1,0 +1,106 @@
+"""Examples of TensorFlow Serving's classify and regress: named features in JSON, as serialized tf.train.Example.
+
+Runs in:  worker.
+Shapes:   one string for each example: (rows,).
+Raises:   DecodeError, FrameTooLarge.
+Source:   tensorflow, core/example/feature.proto and example.proto; protobuf.dev/programming-guides/encoding.
+"""
+
+import base64
+import binascii
+from typing import Any
+
+import numpy as np
+
+from app import codec
+from serving.errors import DecodeError, FrameTooLarge
+from serving.task import Tensor
+
+# of an integer in a feature
+_LEAST, _MOST = -(2**63), 2**63 - 1
+
+
+def decode(body: bytes, max_rows: float) -> tuple[str, Tensor]:
+    """The name of the signature, "" for the default, and the examples of a body."""
+    value = codec.load(body)
+    if not isinstance(value, dict):
+        raise DecodeError("the body is not a JSON object")
+    name, context, examples = value.get("signature_name", ""), value.get("context", {}), value.get("examples")
+    if not isinstance(name, str):
+        raise DecodeError("'signature_name' is not a string")
+    if not isinstance(context, dict):
+        raise DecodeError("'context' is not an object of features")
+    if not isinstance(examples, list) or not examples:
+        raise DecodeError("'examples' is missing, or no list of objects, or empty")
+    if len(examples) > max_rows:
+        raise FrameTooLarge(
+            f"the body has {len(examples)} examples and the limit is {max_rows}: max_request_rows in uwsgi.ini"
+        )
+    found = np.empty(len(examples), object)
+    for index, example in enumerate(examples):
+        if not isinstance(example, dict):
+            raise DecodeError(f"'examples'[{index}] is not an object of features")
+        if both := context.keys() & example.keys():
+            raise DecodeError(f"'examples'[{index}] and 'context' both have the feature {min(both)[:64]!r}")
+        found[index] = serialized({**context, **example})
+    return name, found
+
+
+def serialized(features: dict[str, Any]) -> bytes:
+    """One tf.train.Example."""
+    entries = (_field(1, _field(1, _utf8(name)) + _field(2, _feature(name, value))) for name, value in features.items())
+    return _field(1, b"".join(entries))
+
+
+def _feature(name: str, value: Any) -> bytes:
+    """A list of bytes (1), of floats (2) or of integers (3), by the kind of its values."""
+    items = value if isinstance(value, list) else [value]
+    kinds = {_kind(item) for item in items}
+    if not items:
+        return b""
+    if len(kinds) > 1 or None in kinds:
+        raise DecodeError(f"the feature {name[:64]!r} has values of several kinds, or others than strings and numbers")
+    match kinds.pop():
+        case "string":
+            return _field(1, b"".join(_field(1, _bytes(name, item)) for item in items))
+        case "float":
+            return _field(2, _field(1, np.array(items, "<f4").tobytes()))
+        case _:
+            if min(items) < _LEAST or max(items) > _MOST:
+                raise DecodeError(f"the feature {name[:64]!r} has an integer of more than 64 bits")
+            return _field(3, _field(1, b"".join(_varint(item % 2**64) for item in items)))
+
+
+def _kind(item: Any) -> str | None:
+    if isinstance(item, str) or (isinstance(item, dict) and list(item) == ["b64"]):
+        return "string"
+    return {int: "integer", float: "float"}.get(type(item))
+
+
+def _bytes(name: str, item: Any) -> bytes:
+    if isinstance(item, str):
+        return _utf8(item)
+    try:
+        return base64.b64decode(item["b64"], validate=True)
+    except (binascii.Error, TypeError, ValueError):
+        raise DecodeError(f"Unable to base64 decode the feature {name[:64]!r}") from None
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise DecodeError("a string has half a surrogate pair, which is not UTF-8") from None
+
+
+def _field(number: int, content: bytes) -> bytes:
+    # of wire type 2, with its length
+    return bytes([number << 3 | 2]) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 127:
+        found.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*found, value])

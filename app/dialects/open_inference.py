@@ -1,0 +1,436 @@
+"""The Open Inference Protocol, version 2, over HTTP, with the binary tensor extension.
+
+Whether a body is JSON alone is said by Inference-Header-Content-Length, not by its Content-Type, which clients leave
+out.  `timeout` is in microseconds; `priority` is taken and means nothing, as there is one queue.
+
+Runs in:  worker.
+Shapes:   tensors are (rows, *spec.shape); on the wire too, the rows are the first axis.
+Source:   kserve/open-inference-protocol, specification/protocol/inference_rest.md; triton-inference-server/server,
+          docs/protocol/extension_binary_data.md, extension_parameters.md, extension_model_repository.md.
+"""
+
+import math
+import re
+import struct
+import zlib
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import orjson
+from flask import Blueprint, Response
+
+from app import codec
+from app.dialects.dialect import JSON, Asked, Call, Encoded, Headers, Route
+from app.versions import versions
+from serving.errors import (
+    ClientError,
+    DecodeError,
+    FrameTooLarge,
+    ModelLoading,
+    ModelNotFound,
+    ServingError,
+    SignatureMismatch,
+)
+from serving.model import ModelCard
+from serving.plan import PlanFile
+from serving.signature import STRING, Signature, TensorSpec
+from serving.store import Board
+from serving.task import Reply, Tensor, Tensors
+
+_NAMED = ("", "/versions/<version>")
+RULES = tuple(f"/v2/models/<model>{named}/infer" for named in _NAMED)
+EXTENSIONS = ("binary_tensor_data", "model_repository", "parameters", "schedule_policy", "statistics")
+_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+_LENGTH = "Inference-Header-Content-Length"
+_BINARY = ("Content-Type", "application/octet-stream")
+_DTYPES = {
+    "BOOL": "bool",
+    "FP16": "float16",
+    "FP32": "float32",
+    "FP64": "float64",
+    "BYTES": STRING,
+} | {f"{sign.upper()}INT{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+_DATATYPES = {dtype: datatype for datatype, dtype in _DTYPES.items()}
+# smaller ones gain nothing by it
+_LEAST_PACKED_BYTES = 1024
+# of the sizes of a tensor on the wire
+_MOST_AXES = 32
+
+
+def route(path: str) -> Route | None:
+    """The route of a POST to a path, None where it is none of this dialect's."""
+    match = _PATH.fullmatch(path)
+    return Route(_INFER, match[1], match[2] or "") if match else None
+
+
+class Infer:
+    """Tensors in, tensors out."""
+
+    def decode(self, call: Call) -> Asked:
+        card, length = call.card, call.environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH")
+        packing = call.environ.get("HTTP_ACCEPT_ENCODING", "")
+        if length == "0":
+            return Asked(_raw(call.body, card.signature), _Encoder(card, None, {}, True, packing))
+        body, rest = call.body, memoryview(b"")
+        if length is not None:
+            size = int(length) if length.isascii() and length.isdecimal() and len(length) < 19 else -1
+            if not 0 < size <= len(body):
+                raise DecodeError(f"{_LENGTH} is {length[:32]!r}, and the body has {len(body)} bytes")
+            body, rest = body[:size], memoryview(body)[size:]
+        value = codec.load(body)
+        if not isinstance(value, dict):
+            raise DecodeError("the body is not a JSON object")
+        id = value.get("id")
+        if id is not None and not isinstance(id, str):
+            raise DecodeError("'id' is not a string")
+        parameters = _parameters(value, "the request")
+        inputs = _inputs(value.get("inputs"), card.signature, call.max_rows, rest, body)
+        binary = _flag(parameters, "binary_data_output")
+        encode = _Encoder(card, id, _requested(value.get("outputs"), card.signature, binary), binary, packing)
+        return Asked(inputs, encode, "", _timeout_s(parameters))
+
+    def refuse(self, error: ServingError, request_id: str, route: Route) -> tuple[int, str, bytes]:
+        return error.status, JSON[1], problem(error)
+
+
+_INFER = Infer()
+
+
+def problem(error: Exception) -> bytes:
+    """The body of an error."""
+    return orjson.dumps({"error": str(error)})
+
+
+def _parameters(value: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    found = value.get("parameters")
+    if found is not None and not isinstance(found, dict):
+        raise DecodeError(f"'parameters' of {where} is not an object")
+    return found or {}
+
+
+def _flag(parameters: Mapping[str, Any], name: str, default: bool = False) -> bool:
+    found = parameters.get(name, default)
+    if not isinstance(found, bool):
+        raise DecodeError(f"the parameter {name!r} is neither true nor false")
+    return found
+
+
+def _timeout_s(parameters: Mapping[str, Any]) -> float:
+    found = parameters.get("timeout", 0)
+    if isinstance(found, bool) or not isinstance(found, int) or found < 0:
+        raise DecodeError("the parameter 'timeout' is not a number of microseconds")
+    return found / 1e6 if found else math.inf
+
+
+def _requested(outputs: Any, signature: Signature, binary: bool) -> dict[str, bool]:
+    """The names of the outputs that are wanted, none for all, and whether each is to be binary."""
+    if outputs is None:
+        return {}
+    known = [spec.name for spec in signature.outputs]
+    if not isinstance(outputs, list):
+        raise DecodeError("'outputs' is not a list")
+    found = {}
+    for output in outputs:
+        name = output.get("name") if isinstance(output, dict) else None
+        if not isinstance(name, str):
+            raise DecodeError("an element of 'outputs' has no 'name'")
+        if name not in known:
+            raise SignatureMismatch(f"output {name[:64]!r} is unknown; the model gives {', '.join(map(repr, known))}")
+        parameters = _parameters(output, f"output {name!r}")
+        if parameters.get("classification"):
+            raise ClientError(f"output {name!r} is wanted as a classification, which is not spoken here")
+        found[name] = _flag(parameters, "binary_data", binary)
+    return found
+
+
+def _inputs(listed: Any, signature: Signature, max_rows: int, rest: memoryview, body: bytes) -> Tensors:
+    if not isinstance(listed, list) or not listed:
+        raise DecodeError("'inputs' is missing, or no list, or empty")
+    specs = {spec.name: spec for spec in signature.inputs}
+    # which would be taken for numbers
+    plain = b"true" not in body and b"false" not in body
+    found: Tensors = {}
+    for item in listed:
+        name = item.get("name") if isinstance(item, dict) else None
+        if not isinstance(name, str):
+            raise DecodeError("an element of 'inputs' has no 'name'")
+        spec = specs.get(name)
+        if spec is None:
+            raise SignatureMismatch(f"input {name[:64]!r} is unknown; the model takes {', '.join(map(repr, specs))}")
+        if name in found:
+            raise DecodeError(f"input {name!r} is there twice")
+        shape = _shape(item.get("shape"), name)
+        if shape[0] > max_rows:
+            raise FrameTooLarge(
+                f"input {name!r} has {shape[0]} rows and the limit is {max_rows}: max_request_rows in uwsgi.ini;"
+                " send them in several requests"
+            )
+        dtype = _dtype(item.get("datatype"), spec)
+        size = _parameters(item, f"input {name!r}").get("binary_data_size")
+        if size is None:
+            tensor = _of_json(name, dtype, shape, item.get("data"), plain)
+        else:
+            if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(rest):
+                raise DecodeError(
+                    f"input {name!r} has binary_data_size {str(size)[:32]}, and {len(rest)} bytes are left"
+                )
+            tensor, rest = _of_bytes(name, dtype, shape, rest[:size]), rest[size:]
+        if tensor.dtype != spec.numpy:
+            tensor = tensor.astype(spec.numpy)
+        spec.check(tensor)
+        found[name] = tensor
+    if len(rest):
+        raise DecodeError(f"the body has {len(rest)} bytes behind the last tensor")
+    if len(found) == len(specs):
+        # in the order of the signature: others of the same kind are merged with it
+        return found if len(found) == 1 else {name: found[name] for name in specs}
+    if missing := [spec.name for spec in specs.values() if spec.name not in found and spec.default is None]:
+        raise SignatureMismatch(f"input {', '.join(map(repr, missing))} is missing; the model takes {signature}")
+    rows = signature.rows(found)
+    return {name: found[name] if name in found else spec.defaults(rows) for name, spec in specs.items()}
+
+
+def _shape(sizes: Any, name: str) -> tuple[int, ...]:
+    if not isinstance(sizes, list) or any(type(size) is not int or size < 0 for size in sizes):
+        raise DecodeError(f"input {name!r} has no 'shape', a list of sizes")
+    if not sizes or len(sizes) > _MOST_AXES:
+        raise DecodeError(f"input {name!r} has {len(sizes)} axes; the first one is the rows")
+    if not sizes[0]:
+        raise SignatureMismatch(f"input {name!r}: there are no rows")
+    return tuple(sizes)
+
+
+def _dtype(datatype: Any, spec: TensorSpec) -> str:
+    """The dtype that a client sends; one that the model's can hold without loss will do."""
+    dtype = _DTYPES.get(datatype) if isinstance(datatype, str) else None
+    if dtype is None:
+        raise DecodeError(f"input {spec.name!r} has datatype {str(datatype)[:32]!r}; it is one of {', '.join(_DTYPES)}")
+    fits = dtype == spec.dtype or (
+        STRING not in (dtype, spec.dtype) and "bool" not in (dtype, spec.dtype) and np.can_cast(dtype, spec.dtype)
+    )
+    if not fits:
+        raise SignatureMismatch(
+            f"input {spec.name!r} has datatype {datatype}; the model takes {_DATATYPES[spec.dtype]}"
+        )
+    return dtype
+
+
+@lru_cache(256)
+def _flat(name: str, dtype: str, size: int) -> TensorSpec:
+    return TensorSpec(name, dtype, (size,))
+
+
+def _of_json(name: str, dtype: str, shape: tuple[int, ...], data: Any, plain: bool) -> Tensor:
+    if dtype == "float16":
+        raise DecodeError(f"input {name!r} is FP16, which has no JSON form: send it as binary data")
+    if not isinstance(data, list):
+        raise DecodeError(f"input {name!r} has no 'data', and no binary_data_size either")
+    size = math.prod(shape)
+    if data and isinstance(data[0], list) and len(shape) > 1:
+        tensor = _tensor(TensorSpec(name, dtype, shape[1:]), data, plain)
+        if len(tensor) != shape[0]:
+            raise SignatureMismatch(f"input {name!r} has {len(tensor)} rows of data and shape {list(shape)}")
+        return tensor
+    if len(data) != size:
+        raise SignatureMismatch(f"input {name!r} has {len(data)} elements of data and shape {list(shape)}")
+    if not size:
+        return np.zeros(shape, object if dtype == STRING else dtype)
+    return _tensor(_flat(name, dtype, size), [data], plain).reshape(shape)
+
+
+def _tensor(spec: TensorSpec, value: list[Any], plain: bool) -> Tensor:
+    packed = spec.packed(value) if plain else None
+    return spec.array(value) if packed is None else packed
+
+
+def _of_bytes(name: str, dtype: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
+    """A tensor of raw data, little-endian and row by row; without a copy, where there is nothing to check."""
+    if dtype == STRING:
+        return _texts(name, shape, data)
+    numbers = np.dtype(dtype).newbyteorder("<")
+    size = math.prod(shape) * numbers.itemsize
+    if len(data) != size:
+        raise SignatureMismatch(f"input {name!r} has {len(data)} bytes, and shape {list(shape)} needs {size}")
+    if dtype == "bool" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
+        raise SignatureMismatch(f"input {name!r} is BOOL and has bytes that are neither 0 nor 1")
+    return np.frombuffer(data, numbers).reshape(shape)
+
+
+def _texts(name: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
+    """Strings, each with its length before it in four bytes."""
+    count, position = math.prod(shape), 0
+    found: list[bytes] = []
+    if count > len(data) // 4:
+        raise SignatureMismatch(f"input {name!r} has {len(data)} bytes, too few for {count} strings")
+    for _ in range(count):
+        start = position + 4
+        if start > len(data):
+            raise SignatureMismatch(f"input {name!r} ends after {len(found)} of {count} strings")
+        position = start + struct.unpack_from("<I", data, position)[0]
+        if position > len(data):
+            raise SignatureMismatch(f"input {name!r} has a string that goes on past its end")
+        found.append(bytes(data[start:position]))
+    if position != len(data):
+        raise SignatureMismatch(f"input {name!r} has {len(data) - position} bytes behind its last string")
+    tensor = np.empty(count, object)
+    tensor[:] = found
+    return tensor.reshape(shape)
+
+
+def _raw(body: bytes, signature: Signature) -> Tensors:
+    """One row of the only input, without JSON."""
+    spec = signature.only
+    if spec is None or spec.shape.count(-1) > 1:
+        raise SignatureMismatch(
+            f"raw binary data ({_LENGTH}: 0) is for a model with one input that has one size to be found at the most;"
+            f" this one takes {signature}"
+        )
+    if spec.dtype == STRING:
+        if math.prod(spec.shape) not in (1, -1):
+            raise SignatureMismatch(f"input {spec.name!r}: one row is {spec}, and raw binary data is one string")
+        sizes = tuple(1 for _ in spec.shape)
+        return {spec.name: _texts(spec.name, (1, *sizes), memoryview(body))}
+    known = math.prod(size for size in spec.shape if size >= 0) * spec.numpy.itemsize
+    sizes = tuple(len(body) // known if size < 0 and known else size for size in spec.shape)
+    return {spec.name: _of_bytes(spec.name, spec.dtype, (1, *(max(0, size) for size in sizes)), memoryview(body))}
+
+
+class _Encoder:
+    """Makes the body of an answer."""
+
+    def __init__(self, card: ModelCard, id: str | None, wanted: dict[str, bool], binary: bool, packing: str) -> None:
+        self._card = card
+        self._id = id
+        self._wanted = wanted
+        self._binary = binary
+        self._packing = packing
+
+    def __call__(self, reply: Reply) -> Encoded:
+        told, parts = [], []
+        wanted = self._wanted or dict.fromkeys(reply.outputs, self._binary)
+        for name, binary in wanted.items():
+            tensor = reply.outputs[name]
+            dtype = STRING if tensor.dtype.kind == "O" else tensor.dtype.name
+            output: dict[str, Any] = {"name": name, "datatype": _DATATYPES[dtype], "shape": list(tensor.shape)}
+            if binary:
+                parts.append(_bytes(tensor))
+                output["parameters"] = {"binary_data_size": len(parts[-1])}
+            else:
+                output["data"] = _data(name, tensor)
+            told.append(output)
+        about: dict[str, Any] = {"model_name": self._card.name, "model_version": str(reply.version)}
+        if self._id is not None:
+            about["id"] = self._id
+        head = codec.dump(
+            {**about, "outputs": told}, {name: reply.outputs[name] for name, raw in wanted.items() if not raw}
+        )
+        headers: Headers = [JSON]
+        body = head
+        if parts:
+            headers = [_BINARY, (_LENGTH, str(len(head)))]
+            body = b"".join([head, *parts])
+        return _packed(headers, body, self._packing)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    if tensor.dtype.kind != "O":
+        return tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes()
+    return b"".join(struct.pack("<I", len(item)) + item for item in tensor.ravel().tolist())
+
+
+def _data(name: str, tensor: Tensor) -> Any:
+    if tensor.dtype == np.float16:
+        raise ClientError(f"output {name!r} is FP16, which has no JSON form: ask for it as binary data")
+    if tensor.dtype.kind != "O":
+        return tensor.reshape(-1)
+    try:
+        return [item.decode() for item in tensor.ravel().tolist()]
+    except UnicodeDecodeError:
+        raise ClientError(f"output {name!r} is not UTF-8: ask for it as binary data") from None
+
+
+def _packed(headers: Headers, body: bytes, accepted: str) -> Encoded:
+    """As the client accepts it."""
+    if accepted and len(body) >= _LEAST_PACKED_BYTES:
+        names = [name.partition(";")[0].strip().lower() for name in accepted.split(",")]
+        for name, header in (("gzip", 31), ("deflate", 15)):
+            if name in names:
+                packer = zlib.compressobj(1, wbits=header)
+                return [*headers, ("Content-Encoding", name)], packer.compress(body) + packer.flush()
+    return headers, body
+
+
+def blueprint(board: Board, plan: PlanFile) -> Blueprint:
+    """GET /v2 and below: health and metadata."""
+    found = Blueprint("open_inference", __name__)
+
+    def wanted(model: str, version: str) -> ModelCard:
+        card = board.card()
+        if card is None:
+            raise ModelLoading("no replica has loaded the model; /readyz shows how far they are, and why not")
+        if model != card.name:
+            raise ModelNotFound(
+                f"Request for unknown model: '{model[:64]}' is not found; the model here is {card.name!r}"
+            )
+        if version and version not in {**board.versions(), **plan.read().versions}:
+            raise ModelNotFound(f"Request for unknown model: '{model}' version {version[:64]} is not found")
+        return card
+
+    def is_ready(version: str = "") -> bool:
+        if version:
+            return version in board.versions()
+        return any(record.default for record in board.ready())
+
+    @found.get("/v2")
+    @found.get("/v2/")
+    def server() -> Response:
+        return _json({"name": "muleteer", "version": "0.1.0", "extensions": EXTENSIONS})
+
+    @found.get("/v2/health/live")
+    def live() -> Response:
+        return _json({"live": True})
+
+    @found.get("/v2/health/ready")
+    def ready() -> Response:
+        return _json({"ready": is_ready()}, 200 if is_ready() else 503)
+
+    def model_ready(model: str, version: str = "") -> Response:
+        well = is_ready(version) if wanted(model, version) else False
+        return _json({"name": model, "ready": well}, 200 if well else 503)
+
+    def metadata(model: str, version: str = "") -> Response:
+        card = wanted(model, version)
+        numbers = [str(one.number) for one in versions(board, plan) if not one.refused]
+        return _json(
+            {
+                "name": card.name,
+                "versions": [version] if version else numbers,
+                "platform": _PLATFORMS.get(card.engine, f"{card.engine}_model"),
+                "inputs": [_told(spec) for spec in card.signature.inputs],
+                "outputs": [_told(spec) for spec in card.signature.outputs],
+            }
+        )
+
+    for named in _NAMED:
+        found.get(f"/v2/models/<model>{named}", endpoint=f"metadata{len(named)}")(metadata)
+        found.get(f"/v2/models/<model>{named}/ready", endpoint=f"ready{len(named)}")(model_ready)
+
+    @found.errorhandler(ServingError)
+    def refusal(error: ServingError) -> Response:
+        return Response(problem(error), error.status, mimetype=JSON[1])
+
+    return found
+
+
+# as the specification spells them, <project>_<format>
+_PLATFORMS = {"tensorflow": "tensorflow_savedmodel", "onnx": "onnx_onnxv1", "torch": "pytorch_torchscript"}
+
+
+def _told(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": _DATATYPES[spec.dtype], "shape": [-1, *spec.shape]}
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(value), status, mimetype=JSON[1])

@@ -1,0 +1,241 @@
+"""TensorFlow Serving's REST API: predict by rows and by columns, classify, regress, status and metadata.
+
+Its clients send any Content-Type, or none.
+
+Runs in:  worker.
+Shapes:   tensors are (rows, *spec.shape).
+Source:   tensorflow/serving, g3doc/api_rest.md, model_servers/http_rest_api_util.cc and util/json_tensor.cc.
+"""
+
+import base64
+import re
+from typing import Any
+
+import orjson
+from flask import Blueprint, Response
+
+from app import codec
+from app.dialects import example
+from app.dialects.dialect import JSON, Asked, Call, Encoded, Route
+from app.versions import Version, versions
+from serving.errors import DecodeError, EngineError, ModelLoading, ModelNotFound, ServingError, SignatureMismatch
+from serving.model import ModelCard
+from serving.plan import PlanFile
+from serving.signature import STRING, Signature, TensorSpec
+from serving.store import Board
+from serving.task import Reply, Tensor
+
+_NAMED = ("", "/versions/<version>", "/labels/<label>")
+RULES = tuple(f"/v1/models/<model>{named}:{verb}" for named in _NAMED for verb in ("predict", "classify", "regress"))
+_PATH = re.compile(
+    r"/v1/models/([^/:]+)(?:/versions/([0-9]{1,18})|/labels/([^/:]+))?:(predict|classify|regress)", re.IGNORECASE
+)
+_NOT_JSON = re.compile(r"the body is not JSON: (.*) at offset ([0-9]+)", re.DOTALL)
+_TYPES = {
+    "bool": "DT_BOOL",
+    "float16": "DT_HALF",
+    "float32": "DT_FLOAT",
+    "float64": "DT_DOUBLE",
+    "string": "DT_STRING",
+} | {f"{sign}int{bits}": f"DT_{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+
+
+def route(path: str) -> Route | None:
+    """The route of a POST to a path, None where it is none of this dialect's."""
+    match = _PATH.fullmatch(path)
+    if match is None:
+        return None
+    model, version, label, verb = match.groups()
+    return Route(_DIALECTS[verb.lower()], model, version or label or "")
+
+
+class Predict:
+    """Rows or columns in, rows or columns out."""
+
+    def decode(self, call: Call) -> Asked:
+        card = call.card
+        inputs, encode, signature = codec.decode(
+            call.body, card.signature, call.max_rows, card.signatures, envelope=True
+        )
+        return Asked(inputs, _rows if encode is codec.encode_instances else _columns, signature)
+
+    def refuse(self, error: ServingError, request_id: str, route: Route) -> tuple[int, str, bytes]:
+        return error.status, JSON[1], problem(_told(error, route))
+
+
+class Regress(Predict):
+    """Examples in, which the model takes serialized in its one string input, and a number for each out."""
+
+    verb = "regress"
+    gives: tuple[str, ...] = ("outputs",)
+
+    def decode(self, call: Call) -> Asked:
+        name, examples = example.decode(call.body, call.max_rows)
+        signature = call.card.signatures.get(name) if name else call.card.signature
+        if signature is None:
+            raise SignatureMismatch(f'Serving signature name: "{name[:64]}" not found in signature def')
+        spec = signature.only
+        if spec is None or (spec.dtype, spec.shape) != (STRING, ()) or not self.outputs(signature):
+            raise SignatureMismatch(
+                f"tensorflow/serving/{self.verb} needs one string input, for serialized examples, and the output"
+                f" {' or '.join(self.gives)}; the model has {signature}"
+            )
+        return Asked({spec.name: examples}, self.encode, name)
+
+    def outputs(self, signature: Signature) -> list[str]:
+        """The names of the outputs that it tells."""
+        return [spec.name for spec in signature.outputs if spec.name in self.gives]
+
+    def encode(self, reply: Reply) -> Encoded:
+        (found,) = (reply.outputs[name] for name in self.gives)
+        if found.size != len(found):
+            raise EngineError(
+                f"Expected output Tensor shape to be either [batch_size] or [batch_size, 1]; got {found.shape}"
+            )
+        return [JSON], codec.dump({"results": found.reshape(-1)}, reply.outputs)
+
+
+class Classify(Regress):
+    """Examples in, and labels with their scores for each out."""
+
+    verb = "classify"
+    gives = ("classes", "scores")
+
+    def encode(self, reply: Reply) -> Encoded:
+        outputs = reply.outputs
+        found = [outputs.get(name) for name in self.gives]
+        shape = next(tensor.shape for tensor in found if tensor is not None)
+        if len(shape) != 2 or any(tensor is not None and tensor.shape != shape for tensor in found):
+            raise EngineError("Expected classes and scores of shape [batch_size, number of classes]")
+        classes, scores = found
+        rows = [
+            [
+                [
+                    "" if classes is None else codec.text(classes[row, column]),
+                    0.0 if scores is None else scores[row, column].item(),
+                ]
+                for column in range(shape[1])
+            ]
+            for row in range(shape[0])
+        ]
+        return [JSON], codec.dump({"results": rows}, outputs)
+
+
+_DIALECTS = {"predict": Predict(), "classify": Classify(), "regress": Regress()}
+
+
+def problem(text: str) -> bytes:
+    """The body of an error."""
+    return orjson.dumps({"error": text})
+
+
+def _told(error: ServingError, route: Route) -> str:
+    """An error in the words that its clients know, where they have some."""
+    text = str(error)
+    if isinstance(error, ModelNotFound):
+        return f"Servable not found for request: {_asked(route.model, route.version)}; {text}"
+    if isinstance(error, DecodeError):
+        if match := _NOT_JSON.fullmatch(text):
+            return f"JSON Parse error: {match[1]} at offset: {match[2]}"
+        if text.startswith("the body is empty"):
+            return "JSON Parse error: The document is empty"
+    return text
+
+
+def _asked(model: str, version: str) -> str:
+    if version.isdecimal():
+        return f"Specific({model}, {version})"
+    return f"Label({model}, {version})" if version else f"Latest({model})"
+
+
+def _rows(reply: Reply) -> Encoded:
+    return [JSON], codec.encode_instances(reply.outputs, _values)
+
+
+def _columns(reply: Reply) -> Encoded:
+    outputs = reply.outputs
+    if len(outputs) > 1:
+        return [JSON], codec.encode_columns(outputs, _values)
+    ((name, tensor),) = outputs.items()
+    return [JSON], codec.dump({"outputs": _values(name, tensor)}, outputs)
+
+
+def _values(name: str, tensor: Tensor) -> Any:
+    if tensor.dtype.kind != "O" or not name.endswith("_bytes"):
+        return codec.values(tensor)
+    # the name says that it is no text
+    items = [{"b64": base64.b64encode(item).decode()} for item in tensor.ravel().tolist()]
+    return codec.nested(items, tensor.shape)
+
+
+def blueprint(board: Board, plan: PlanFile) -> Blueprint:
+    """GET /v1/models and below: status and metadata."""
+    found = Blueprint("tensorflow_serving", __name__)
+
+    def wanted(model: str, version: str, label: str) -> tuple[ModelCard, list[Version]]:
+        card = board.card()
+        if card is None:
+            raise ModelLoading("no replica has loaded the model; /readyz shows how far they are, and why not")
+        some = [
+            one
+            for one in versions(board, plan)
+            if (not version or str(one.number) == version) and (not label or label in one.labels)
+        ]
+        if model != card.name or not some:
+            raise ModelNotFound(f"Could not find any versions of model {model[:64]}; the model here is {card.name}")
+        return card, some
+
+    @found.get("/v1/models")
+    def models() -> Response:
+        """The models that there are, which TensorFlow Serving cannot tell."""
+        card = board.card()
+        return _json({"models": [{"name": card.name}] if card else []})
+
+    def status(model: str, version: str = "", label: str = "") -> Response:
+        _, some = wanted(model, version, label)
+        return _json({"model_version_status": [_status(one) for one in some]})
+
+    def metadata(model: str, version: str = "", label: str = "") -> Response:
+        card, some = wanted(model, version, label)
+        signatures = {name: _signature(signature) for name, signature in card.signatures.items()}
+        spec = {"name": card.name, "signature_name": "", "version": str(some[-1].number)}
+        return _json({"model_spec": spec, "metadata": {"signature_def": {"signature_def": signatures}}})
+
+    for named in _NAMED:
+        found.get(f"/v1/models/<model>{named}", endpoint=f"status{len(named)}")(status)
+        found.get(f"/v1/models/<model>{named}/metadata", endpoint=f"metadata{len(named)}")(metadata)
+
+    @found.errorhandler(ServingError)
+    def refusal(error: ServingError) -> Response:
+        return Response(problem(str(error)), error.status, mimetype=JSON[1])
+
+    return found
+
+
+def _status(version: Version) -> dict[str, Any]:
+    state = "AVAILABLE" if version.ready else "END" if version.refused else "LOADING"
+    code = "INTERNAL" if version.refused else "OK"
+    return {
+        "version": str(version.number),
+        "state": state,
+        "status": {"error_code": code, "error_message": version.reason if version.refused else ""},
+    }
+
+
+def _signature(signature: Signature) -> dict[str, Any]:
+    sides = {
+        side: {spec.name: _tensor(spec) for spec in specs}
+        for side, specs in (("inputs", signature.inputs), ("outputs", signature.outputs))
+    }
+    return {**sides, "method_name": "tensorflow/serving/predict", "defaults": {}}
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    # the first axis is the rows
+    sizes = [{"size": str(size), "name": ""} for size in (-1, *spec.shape)]
+    shape = {"dim": sizes, "unknown_rank": False}
+    return {"dtype": _TYPES[spec.dtype], "tensor_shape": shape, "name": f"{spec.name}:0"}
+
+
+def _json(value: Any) -> Response:
+    return Response(orjson.dumps(value), mimetype=JSON[1])
