@@ -64,7 +64,11 @@ def _feature(name: str, value: Any) -> bytes:
         case "string":
             return _field(1, b"".join(_field(1, _bytes(name, item)) for item in items))
         case "float":
-            return _field(2, _field(1, np.array(items, "<f4").tobytes()))
+            with np.errstate(over="ignore"):
+                found = np.array(items, "<f4")
+            if (np.isinf(found) & np.isfinite(items)).any():
+                raise DecodeError(f"the feature {name[:64]!r} has a number that no float32 can hold")
+            return _field(2, _field(1, found.tobytes()))
         case _:
             if min(items) < _LEAST or max(items) > _MOST:
                 raise DecodeError(f"the feature {name[:64]!r} has an integer of more than 64 bits")
