@@ -61,7 +61,7 @@ def decode(
     first two forms, and what else stands in it is ignored.
     """
     spec = signature.only
-    if len(body) >= _LARGE_BYTES and spec is not None and (found := _decode_large(body, spec, max_rows)) is not None:
+    if len(body) >= _LARGE_BYTES and (found := _decode_large(body, signature, max_rows, signatures)) is not None:
         return found
     value = load(body)
     if envelope:
@@ -91,26 +91,29 @@ def decode(
     return inputs, encode, name
 
 
-def _decode_large(body: bytes, spec: TensorSpec, max_rows: float) -> tuple[Tensors, Encode, str] | None:
+def _decode_large(
+    body: bytes, signature: Signature, max_rows: float, signatures: Mapping[str, Signature]
+) -> tuple[Tensors, Encode, str] | None:
     """The same for many numbers, without an object for each; None where they need another look."""
-    if not spec.dtype.startswith("float") or (-1 in spec.shape and spec.shape != (-1,)) or body.startswith(BOM_UTF8):
+    if body.startswith(BOM_UTF8) or not any(map(_is_large, (signature, *signatures.values()))):
         return None
-    parser = _parser if len(body) <= _KEPT_BYTES else simdjson.Parser()
     document = value = None
     with _parsing:
         try:
-            document = parser.parse(body)
-            if type(document) is not simdjson.Object or len(document) != 1:
+            document = _parser_for(body).parse(body)
+            if type(document) is not simdjson.Object or not 0 < len(document) < 3:
                 return None
-            (form,) = document.keys()
+            form, *others = sorted(document.keys(), key="signature_name".__eq__)
+            name = str(document["signature_name"]) if others == ["signature_name"] else ""
+            taken = signatures.get(name) if others else signature
             value = document[form]
-            if type(value) is not simdjson.Array:
+            if taken is None or not _is_large(taken) or type(value) is not simdjson.Array:
                 return None
-            encode = _ENCODERS.get(form)
+            spec, encode = taken.inputs[0], _ENCODERS.get(form)
             rows = len(value) if encode else 0
             if encode and not 0 < rows <= max_rows:
                 return None
-            if (not encode and form != spec.name) or (rows > 1 and spec.shape == (-1,)):
+            if (not encode and (form != spec.name or others)) or (rows > 1 and spec.shape == (-1,)):
                 return None
             found = np.frombuffer(value.as_buffer(of_type="d"), np.float64)
         except (ValueError, TypeError, RuntimeError):
@@ -127,14 +130,24 @@ def _decode_large(body: bytes, spec: TensorSpec, max_rows: float) -> tuple[Tenso
         tensor = found.astype(spec.dtype)
     if not np.isfinite(tensor).all():
         return None
-    return {spec.name: tensor.reshape(shape)}, encode or encode_instance, ""
+    return {spec.name: tensor.reshape(shape)}, encode or encode_instance, name
+
+
+def _parser_for(body: bytes) -> simdjson.Parser:
+    return _parser if len(body) <= _KEPT_BYTES else simdjson.Parser()
+
+
+def _is_large(signature: Signature) -> bool:
+    """Whether a body for it may be one list of many floats."""
+    spec = signature.only
+    return spec is not None and spec.dtype.startswith("float") and (-1 not in spec.shape or spec.shape == (-1,))
 
 
 def _is_nested(body: bytes, spec: TensorSpec, rows: int, axes: int) -> bool:
     """Whether so many numbers as there should be are in lists as they should be."""
     if rows <= 1 and axes <= 2:
         return body.count(b"[") == bool(rows) + axes - 1
-    return body.translate(None, _NO_BRACKETS)[1:-1] == spec.skeleton(rows)
+    return body.translate(None, _NO_BRACKETS)[1:-1].strip(b",") == spec.skeleton(rows)
 
 
 def _decode_slowly(
@@ -182,6 +195,40 @@ def load(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
         return _load_slowly(body)
+
+
+def load_numbers(body: bytes, depth: int) -> Any:
+    """The same, with lists of many numbers as float64 tensors, where these stand in depth lists and objects."""
+    if len(body) < _LARGE_BYTES or body.startswith(BOM_UTF8):
+        return load(body)
+    document = None
+    with _parsing:
+        try:
+            document = _parser_for(body).parse(body)
+            found, lists = _with_numbers(document, depth)
+            # as_buffer goes through lists within lists; then there are more of them
+            if lists == body.count(b"["):
+                return found
+        except (ValueError, TypeError, RuntimeError):
+            pass
+        finally:
+            document = None
+    return load(body)
+
+
+def _with_numbers(value: Any, depth: int) -> tuple[Any, int]:
+    """A value with tensors in it, and how many lists were seen."""
+    if type(value) is simdjson.Object and depth:
+        found = {name: _with_numbers(value[name], depth - 1) for name in value}
+        if len(found) < len(value):
+            raise ValueError("a name is there twice, and the last one counts")
+        return {name: item for name, (item, _) in found.items()}, sum(lists for _, lists in found.values())
+    if type(value) is simdjson.Array and len(value) * 2 >= _LARGE_BYTES:
+        return np.frombuffer(value.as_buffer(of_type="d"), np.float64), 1
+    if type(value) is simdjson.Array and depth:
+        items = [_with_numbers(item, depth - 1) for item in value]
+        return [item for item, _ in items], 1 + sum(lists for _, lists in items)
+    return (value.as_list(), 1) if type(value) is simdjson.Array else (value, 0)
 
 
 def _has_no_strings(body: bytes, names: int) -> bool:

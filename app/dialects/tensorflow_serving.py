@@ -31,6 +31,7 @@ _PATH = re.compile(
     r"/v1/models/([^/:]+)(?:/versions/([0-9]{1,18})|/labels/([^/:]+))?:(predict|classify|regress)", re.IGNORECASE
 )
 _NOT_JSON = re.compile(r"the body is not JSON: (.*) at offset ([0-9]+)", re.DOTALL)
+_NO_SIGNATURE = re.compile(r"'signature_name' is (.*); the model has (.*)", re.DOTALL)
 _TYPES = {
     "bool": "DT_BOOL",
     "float16": "DT_HALF",
@@ -134,6 +135,8 @@ def _told(error: ServingError, route: Route) -> str:
     text = str(error)
     if isinstance(error, ModelNotFound):
         return f"Servable not found for request: {_asked(route.model, route.version)}; {text}"
+    if match := _NO_SIGNATURE.fullmatch(text):
+        return f"Serving signature name: {match[1]} not found in signature def; the model has {match[2]}"
     if isinstance(error, DecodeError):
         if match := _NOT_JSON.fullmatch(text):
             return f"JSON Parse error: {match[1]} at offset: {match[2]}"

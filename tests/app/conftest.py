@@ -75,10 +75,10 @@ class Chain:
             self._threads[-1].start()
         return self
 
-    def post(self, body, door="short cut", environ=None, **headers):
-        """POST /predict through one of the doors; headers with _ for -."""
+    def post(self, body, door="short cut", environ=None, path="/predict", **headers):
+        """POST to a path through one of the doors; headers with _ for -."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self._clients[door].post("/predict", data=body, headers=named, environ_overrides=environ)
+        return self._clients[door].post(path, data=body, headers=named, environ_overrides=environ)
 
     def get(self, path, method="GET", **options):
         return self._clients["short cut"].open(path, method=method, **options)
