@@ -46,7 +46,7 @@ def create_app(
     for dialect in dialects.DIALECTS:
         app.register_blueprint(dialect.blueprint(board, plan))
     app.register_blueprint(repository.blueprint(settings, board, loads))
-    problems.register(app)
+    problems.register(app, dialects.problem)
     app.wsgi_app = ShortCut(app.wsgi_app, predict)  # type: ignore[method-assign]
     return app
 

@@ -5,7 +5,7 @@ Runs in:  worker.
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -49,8 +49,11 @@ def of_error(error: ServingError, request_id: str) -> bytes:
     return body(error.status, error.code, error.title, str(error), request_id)
 
 
-def register(app: Flask) -> None:
-    """Answer what Flask itself refuses with a problem body, and name the request in every answer."""
+def register(app: Flask, form: Callable[[str, str], bytes | None]) -> None:
+    """Answer what Flask itself refuses with a problem body, and name the request in every answer.
+
+    form: the body for a path and a text where its dialect has one of its own.
+    """
 
     @app.after_request
     def name_request(response: Response) -> Response:
@@ -72,7 +75,11 @@ def register(app: Flask) -> None:
             404: f"there is nothing at {request.path}; predictions are POST /predict",
             405: f"{request.method} is not for {request.path}; it takes {response.headers.get('Allow', 'others')}",
         }.get(status, error.description or error.name)
-        answer = Response(body(status, code, error.name, detail, id), status, mimetype=MEDIA_TYPE)
+        own = form(request.path, detail)
+        if own is None:
+            answer = Response(body(status, code, error.name, detail, id), status, mimetype=MEDIA_TYPE)
+        else:
+            answer = Response(own, status, mimetype="application/json")
         answer.headers["X-Request-ID"] = id
         if "Allow" in response.headers:
             answer.headers["Allow"] = response.headers["Allow"]

@@ -22,6 +22,11 @@ def find(path: str) -> Route | None:
     return _PLAIN if path == "/predict" else _find(path)
 
 
+def problem(path: str, text: str) -> bytes | None:
+    """The body that tells of an error at a path, None where that is none of another dialect's."""
+    return next((dialect.problem(text) for dialect in DIALECTS if path.startswith(dialect.PREFIX)), None)
+
+
 @lru_cache(256)
 def _find(path: str) -> Route | None:
     return next((route for dialect in DIALECTS if (route := dialect.route(path)) is not None), None)

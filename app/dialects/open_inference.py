@@ -39,6 +39,7 @@ from serving.signature import STRING, Signature, TensorSpec
 from serving.store import Board
 from serving.task import Reply, Tensor, Tensors
 
+PREFIX = "/v2"
 _NAMED = ("", "/versions/<version>")
 RULES = tuple(f"/v2/models/<model>{named}/infer" for named in _NAMED)
 EXTENSIONS = ("binary_tensor_data", "model_repository", "parameters", "schedule_policy", "statistics")
@@ -93,15 +94,15 @@ class Infer:
         return Asked(inputs, encode, "", _timeout_s(parameters))
 
     def refuse(self, error: ServingError, request_id: str, route: Route) -> tuple[int, str, bytes]:
-        return error.status, JSON[1], problem(error)
+        return error.status, JSON[1], problem(str(error))
 
 
 _INFER = Infer()
 
 
-def problem(error: Exception) -> bytes:
-    """The body of an error."""
-    return orjson.dumps({"error": str(error)})
+def problem(text: str) -> bytes:
+    """The body that tells of an error."""
+    return orjson.dumps({"error": text})
 
 
 def _parameters(value: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -427,7 +428,7 @@ def blueprint(board: Board, plan: PlanFile) -> Blueprint:
 
     @found.errorhandler(ServingError)
     def refusal(error: ServingError) -> Response:
-        return Response(problem(error), error.status, mimetype=JSON[1])
+        return Response(problem(str(error)), error.status, mimetype=JSON[1])
 
     return found
 

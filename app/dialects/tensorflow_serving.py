@@ -12,19 +12,28 @@ import re
 from typing import Any
 
 import orjson
-from flask import Blueprint, Response
+from flask import Blueprint, Response, request
 
 from app import codec
 from app.dialects import example
 from app.dialects.dialect import JSON, Asked, Call, Encoded, Route
 from app.versions import Version, versions
-from serving.errors import DecodeError, EngineError, ModelLoading, ModelNotFound, ServingError, SignatureMismatch
+from serving.errors import (
+    ClientError,
+    DecodeError,
+    EngineError,
+    ModelLoading,
+    ModelNotFound,
+    ServingError,
+    SignatureMismatch,
+)
 from serving.model import ModelCard
 from serving.plan import PlanFile
 from serving.signature import STRING, Signature, TensorSpec
 from serving.store import Board
 from serving.task import Reply, Tensor
 
+PREFIX = "/v1"
 _NAMED = ("", "/versions/<version>", "/labels/<label>")
 RULES = tuple(f"/v1/models/<model>{named}:{verb}" for named in _NAMED for verb in ("predict", "classify", "regress"))
 _PATH = re.compile(
@@ -126,7 +135,7 @@ _DIALECTS = {"predict": Predict(), "classify": Classify(), "regress": Regress()}
 
 
 def problem(text: str) -> bytes:
-    """The body of an error."""
+    """The body that tells of an error."""
     return orjson.dumps({"error": text})
 
 
@@ -176,6 +185,9 @@ def blueprint(board: Board, plan: PlanFile) -> Blueprint:
     found = Blueprint("tensorflow_serving", __name__)
 
     def wanted(model: str, version: str, label: str) -> tuple[ModelCard, list[Version]]:
+        if ":" in model:
+            # its words for a verb with another method
+            raise ClientError(f"Malformed request: GET {request.path}; it takes POST")
         card = board.card()
         if card is None:
             raise ModelLoading("no replica has loaded the model; /readyz shows how far they are, and why not")

@@ -1,0 +1,127 @@
+"""Clients of other servers, as they are: the same answer to the same row in each protocol, and errors in its form."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from tritonclient import http as triton
+from tritonclient.utils import InferenceServerException
+
+from .conftest import DIGITS, wait_until, write_model
+
+SAMPLE = json.loads((DIGITS / "sample.json").read_text())
+IMAGE = np.array([SAMPLE["image"]], np.float32)
+
+
+def check_form(answer, status, told):
+    """An error as both protocols have it."""
+    assert (answer.status, answer.headers["content-type"]) == (status, "application/json"), answer.body
+    assert list(answer.json) == ["error"] and told in answer.json["error"]
+
+
+@pytest.fixture
+def client(digits):
+    with triton.InferenceServerClient(f"127.0.0.1:{digits.port}") as client:
+        yield client
+
+
+def post(server, path, value, **headers):
+    return server.request("POST", path, json.dumps(value).encode(), headers)
+
+
+def test_all_dialects_answer_the_same_row_with_the_same_numbers(digits, client):
+    expected = digits.predict(SAMPLE).json
+    image = SAMPLE["image"]
+    for path in ("/v1/models/digits:predict", "/v1/models/digits/versions/1:predict"):
+        # as curl -d sends it
+        answer = post(digits, path, {"instances": [image]}, **{"Content-Type": "application/x-www-form-urlencoded"})
+        assert answer.json == {"predictions": [expected]} and answer.headers["x-model-version"] == "1"
+        columns = {name: [value] for name, value in expected.items()}
+        assert post(digits, path, {"signature_name": "serving_default", "inputs": [image]}).json == {"outputs": columns}
+    for binary in (True, False):
+        tensor = triton.InferInput("image", IMAGE.shape, "FP32")
+        tensor.set_data_from_numpy(IMAGE, binary_data=binary)
+        for wanted in (None, [triton.InferRequestedOutput(name, binary_data=binary) for name in expected]):
+            found = client.infer("digits", [tensor], outputs=wanted)
+            assert found.as_numpy("digit").tolist() == [expected["digit"]]
+            # to the bit, as JSON has the shortest digits of each
+            np.testing.assert_array_equal(
+                found.as_numpy("probabilities"), np.array([expected["probabilities"]], np.float32)
+            )
+
+
+def test_a_client_with_its_default_settings_finds_its_way(client):
+    assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("digits")
+    assert client.is_model_ready("digits", "1") and "binary_tensor_data" in client.get_server_metadata()["extensions"]
+    told = client.get_model_metadata("digits")
+    assert told["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 8, 8]}]
+    assert told["versions"] == ["1"]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_bodies_are_packed_both_ways(client, coding):
+    rows = np.repeat(IMAGE, 64, axis=0)
+    tensor = triton.InferInput("image", rows.shape, "FP32").set_data_from_numpy(rows)
+    packed = {"request_compression_algorithm": coding, "response_compression_algorithm": coding}
+    found = client.infer("digits", [tensor], model_version="1", request_id="some id", **packed)
+    assert found.get_response()["id"] == "some id"
+    assert found.as_numpy("digit").tolist() == client.infer("digits", [tensor]).as_numpy("digit").tolist()
+
+
+def test_errors_reach_a_client_in_words(client, digits):
+    tensor = triton.InferInput("image", [1, 8, 7], "FP32").set_data_from_numpy(IMAGE[:, :, 1:])
+    for model, version, told in (
+        ("digits", "", "one row has shape [8, 7]"),
+        ("none", "", "the model here is 'digits', not 'none'"),
+        ("digits", "7", "no version '7' of the model is served; there is 1"),
+    ):
+        with pytest.raises(InferenceServerException) as error:
+            client.infer(model, [tensor], model_version=version)
+        assert told in error.value.message()
+    assert not client.is_model_ready("digits", "7")
+    check_form(post(digits, "/v1/models/none:predict", {"instances": []}), 404, "Latest(none)")
+
+
+def test_what_nginx_refuses_has_the_form_of_the_protocol(digits):
+    for path in ("/v1/models/digits:predict", "/v2/models/digits/infer"):
+        check_form(digits.request("POST", path, bytes(9 << 20)), 413, "max_body_bytes in uwsgi.ini")
+    for path in ("/v1/models/a//b", "/v2/../v2"):
+        check_form(digits.request("GET", path), 404, "")
+
+
+def test_what_is_asked_with_a_method_that_does_not_fit_is_told_in_the_form_of_the_protocol(digits):
+    answer = digits.request("GET", "/v2/models/digits/infer")
+    check_form(answer, 405, "GET is not for /v2/models/digits/infer; it takes")
+    assert "POST" in answer.headers["allow"]
+    check_form(digits.request("GET", "/v1/models/digits:predict"), 400, "Malformed request: GET")
+    check_form(digits.request("GET", "/v2/none"), 404, "there is nothing at /v2/none")
+    answer = digits.request("POST", "/v1/models/digits:none", b"{}")
+    assert answer.status in (404, 405) and list(answer.json) == ["error"]
+
+
+def test_a_full_server_says_so_in_the_form_of_the_protocol(start, tmp_path):
+    source = """
+import time
+
+class Model:
+    inputs = {"x": "float32"}
+    outputs = {"y": "float32"}
+
+    def __init__(self, path):
+        pass
+
+    def predict(self, inputs):
+        time.sleep(float(inputs["x"].max()))
+        return {"y": inputs["x"]}
+"""
+    server = start(MODEL=write_model(tmp_path / "slow", source), MULES=1, WORKERS=2, THREADS=2).wait_ready()
+    body = {"instances": [1]}
+    with ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(lambda _: post(server, "/v1/models/slow:predict", body), range(8)))
+    refused = [answer for answer in answers if answer.status != 200]
+    assert refused and len(refused) < 8
+    for answer in refused:
+        check_form(answer, 503, "")
+        assert answer.headers["retry-after"]
+    wait_until(lambda: post(server, "/v1/models/slow:predict", {"instances": [0]}).status == 200, "it predicts again")
