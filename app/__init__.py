@@ -45,7 +45,7 @@ def create_app(
     app.register_blueprint(health.blueprint(board, plan))
     for dialect in dialects.DIALECTS:
         app.register_blueprint(dialect.blueprint(board, plan))
-    app.register_blueprint(repository.blueprint(settings, board, loads))
+    app.register_blueprint(repository.blueprint(settings, board, plan, loads))
     problems.register(app, dialects.problem)
     app.wsgi_app = ShortCut(app.wsgi_app, predict)  # type: ignore[method-assign]
     return app

@@ -1,6 +1,6 @@
-"""The model repository: have the server look for versions, as `reload` does.
+"""The model repository: what there is, and having the server look for versions, as `reload` does.
 
-Where `repository_api` allows it: whoever reaches the server may keep it loading then.
+Loading is where `repository_api` allows it: whoever reaches the server may keep it loading then.
 
 Runs in:  worker.
 Source:   the model repository extension of the Open Inference Protocol, as Triton has it.
@@ -8,27 +8,62 @@ Source:   the model repository extension of the Open Inference Protocol, as Trit
 
 from collections.abc import Callable
 
-from flask import Blueprint, Response, jsonify
+from flask import Blueprint, Response, jsonify, request
 
-from serving.errors import Forbidden, LoadFailed, ModelNotFound
+from app import codec
+from app.dialects import open_inference
+from app.versions import Version, versions
+from serving.errors import ClientError, Forbidden, LoadFailed, ModelNotFound, ServingError
+from serving.plan import PlanFile
 from serving.settings import Settings
 from serving.store import Board
 
 
-def blueprint(settings: Settings, board: Board, loads: Callable[[], tuple[bool, str]]) -> Blueprint:
-    """POST /v2/repository/models/NAME/load; loads: does it, and gives whether all went well, and what happened."""
+def blueprint(settings: Settings, board: Board, plan: PlanFile, loads: Callable[[], tuple[bool, str]]) -> Blueprint:
+    """POST /v2/repository/…; loads: does it, and gives whether all went well, and what happened."""
     repository = Blueprint("repository", __name__)
+
+    @repository.post("/v2/repository/index")
+    def index() -> Response:
+        asked = codec.load(request.get_data()) if request.content_length else {}
+        if not isinstance(asked, dict):
+            raise ClientError("the body is not a JSON object")
+        card = board.card()
+        found = versions(board, plan) if card else []
+        return jsonify(
+            [
+                {"name": card.name, "version": str(one.number), "state": _state(one), "reason": one.reason}
+                for one in found
+                if card and (one.ready or not asked.get("ready"))
+            ]
+        )
 
     @repository.post("/v2/repository/models/<name>/load")
     def load(name: str) -> Response:
-        if not settings.repository_api:
-            raise Forbidden("repository_api = false in uwsgi.ini: use `muleteer reload` there, or set it to true")
-        card = board.card()
-        if card is None or card.name != name:
-            raise ModelNotFound(f"the model here is {card.name if card else 'being loaded'}, not {name[:64]!r}")
+        check(name)
         well, told = loads()
         if not well:
             raise LoadFailed(told)
         return jsonify({"name": name, "detail": told})
 
+    @repository.post("/v2/repository/models/<name>/unload")
+    def unload(name: str) -> Response:
+        check(name)
+        raise ClientError("the model here is the only one, and is served as long as the server runs: stop that instead")
+
+    def check(name: str) -> None:
+        if not settings.repository_api:
+            raise Forbidden("repository_api = false in uwsgi.ini: use `muleteer reload` there, or set it to true")
+        card = board.card()
+        if card is None or card.name != name:
+            raise ModelNotFound(f"the model here is {card.name if card else 'being loaded'}, not {name[:64]!r}")
+
+    @repository.errorhandler(ServingError)
+    def refusal(error: ServingError) -> Response:
+        return Response(open_inference.problem(str(error)), error.status, mimetype="application/json")
+
     return repository
+
+
+def _state(version: Version) -> str:
+    return "READY" if version.ready else "UNAVAILABLE" if version.refused else "LOADING"

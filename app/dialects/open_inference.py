@@ -42,7 +42,7 @@ from serving.task import Reply, Tensor, Tensors
 PREFIX = "/v2"
 _NAMED = ("", "/versions/<version>")
 RULES = tuple(f"/v2/models/<model>{named}/infer" for named in _NAMED)
-EXTENSIONS = ("binary_tensor_data", "model_repository", "parameters", "schedule_policy", "statistics")
+EXTENSIONS = ("binary_tensor_data", "model_repository", "parameters", "schedule_policy")
 _PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 _LENGTH = "Inference-Header-Content-Length"
 _BINARY = ("Content-Type", "application/octet-stream")

@@ -322,16 +322,22 @@ def test_a_load_may_be_asked_for_by_http_where_that_is_allowed(start, model):
         assert versions(server) == [2, 2]
         write_version(model, 3, load="raise RuntimeError('the weights are gone')")
         refusal = server.request("POST", "/v2/repository/models/model/load", b"{}")
-        assert (refusal.status, refusal.json["code"]) == (500, "load_failed")
-        assert "the weights are gone" in refusal.json["detail"] and versions(server) == [2, 2]
+        assert (refusal.status, list(refusal.json)) == (500, ["error"])
+        assert "the weights are gone" in refusal.json["error"] and versions(server) == [2, 2]
+        told = server.request("POST", "/v2/repository/index").json
+        assert [(one["version"], one["state"]) for one in told] == [("2", "READY"), ("3", "UNAVAILABLE")]
+        assert "the weights are gone" in told[1]["reason"]
+        assert len(server.request("POST", "/v2/repository/index", b'{"ready": true}').json) == 1
+        unload = server.request("POST", "/v2/repository/models/model/unload")
+        assert unload.status == 400 and "is the only one" in unload.json["error"]
         other = server.request("POST", "/v2/repository/models/digits/load", b"{}")
-        assert (other.status, other.json["code"]) == (404, "model_not_found")
+        assert other.status == 404 and "the model here is model, not 'digits'" in other.json["error"]
 
 
 def test_a_load_by_http_is_forbidden_unless_the_settings_allow_it(start, model):
     server = start(MODEL=model, MULES=1).wait_ready()
     refusal = server.request("POST", "/v2/repository/models/model/load", b"{}")
-    assert (refusal.status, refusal.json["code"]) == (403, "forbidden") and "repository_api" in refusal.json["detail"]
+    assert refusal.status == 403 and "repository_api" in refusal.json["error"]
     assert server.request("GET", "/v2/repository/models/model/load").status == 405
 
 
