@@ -31,8 +31,7 @@ class LightgbmEngine:
         self._booster = booster
         self._features = features
         self._threads = threads
-        outputs = probe(folder, features.specs, self._call)
-        self.signature = Signature(features.specs, folder.narrowed("outputs", outputs))
+        self.signature = Signature(features.specs, probe(folder, features.specs, self._call))
 
     def predict(self, inputs: Tensors) -> Tensors:
         (spec,) = self.signature.outputs

@@ -28,7 +28,8 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from mules.engines.files import reading
-from mules.engines.tensors import batch_rows, padded, probe, tensor, texts, utf8
+from mules.engines.tensors import batch_rows, padded, probe, tensor, utf8
+from serving import batching
 from serving.errors import ModelError
 from serving.model import ModelFolder
 from serving.signature import NUMBERS, STRING, Signature, TensorSpec
@@ -74,25 +75,23 @@ class MlflowEngine:
         sizes = [None] if self._is_table else [None if one.shape[0] < 0 else one.shape[0] for one in schema.inputs]
         self.max_batch_rows = batch_rows(folder, sizes)
         inputs = folder.narrowed("inputs", (*own, *params))
-        outputs = probe(folder, inputs, self._call, self.max_batch_rows)
-        self.signature = Signature(inputs, folder.narrowed("outputs", outputs))
+        self.signature = Signature(inputs, probe(folder, inputs, self._call, self.max_batch_rows))
+        self._outputs = [spec.name for spec in self.signature.outputs]
 
     def predict(self, inputs: Tensors) -> Tensors:
-        found = self._call(inputs)
-        return {spec.name: tensor(found[spec.name], spec) for spec in self.signature.outputs}
+        parts = [
+            padded(
+                self._call, {name: found[rows] for name, found in inputs.items()}, self.max_batch_rows, self._outputs
+            )
+            for rows in _runs({name: inputs[name] for name in self._params})
+        ]
+        return batching.join(
+            [{spec.name: tensor(part[spec.name], spec) for spec in self.signature.outputs} for part in parts]
+        )
 
     def _call(self, inputs: Tensors) -> dict[str, Any]:
-        if not self._params:
-            return self._call_with(inputs, {})
-        parts = [
-            self._call_with({name: found[rows] for name, found in inputs.items()}, params)
-            for rows, params in _runs({name: inputs[name] for name in self._params})
-        ]
-        return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
-
-    def _call_with(self, inputs: Tensors, params: dict[str, Any]) -> dict[str, Any]:
-        rows = len(next(iter(inputs.values())))
-        inputs = padded(inputs, self.max_batch_rows)
+        """Of rows whose params are the same."""
+        params = {name: _plain(name, inputs[name][:1])[0] for name in self._params}
         own = {name: _values(name, inputs[name], one) for name, one in self._own.items()}
         fed: Any = own
         if self._is_table:
@@ -100,7 +99,7 @@ class MlflowEngine:
         elif not self._model.metadata.signature.inputs.has_input_names():
             (fed,) = own.values()
         found = self._model.predict(fed, params=params) if params else self._model.predict(fed)
-        return {name: value[:rows] for name, value in _outputs(found, self._output).items()}
+        return _outputs(found, self._output)
 
 
 def load(folder: ModelFolder, threads: int) -> MlflowEngine:
@@ -166,14 +165,21 @@ def _param(folder: ModelFolder, one: Any) -> TensorSpec | None:
     return TensorSpec(one.name, dtype, (), "NaN" if one.default != one.default else one.default)
 
 
-def _runs(params: Tensors) -> Iterable[tuple[slice, dict[str, Any]]]:
+def _runs(params: Tensors) -> Iterable[slice]:
     """The rows, one after the other, that have the same params."""
-    values = [texts(found).tolist() if found.dtype.kind == "O" else found.tolist() for found in params.values()]
+    if not params:
+        yield slice(None)
+        return
     start = 0
-    for same, rows in itertools.groupby(zip(*values, strict=True)):
+    for _, rows in itertools.groupby(zip(*(_plain(*item) for item in params.items()), strict=True)):
         end = start + len(list(rows))
-        yield slice(start, end), dict(zip(params, same, strict=True))
+        yield slice(start, end)
         start = end
+
+
+def _plain(name: str, param: Tensor) -> list[Any]:
+    found: list[Any] = (utf8(name, param) if param.dtype.kind == "O" else param).tolist()
+    return found
 
 
 def _values(name: str, found: Tensor, one: Any) -> Tensor:
@@ -194,5 +200,5 @@ def _outputs(found: Any, name: str) -> dict[str, Any]:
     if isinstance(found, pd.DataFrame):
         return {str(column): found[column].to_numpy() for column in found.columns}
     if isinstance(found, dict):
-        return {str(key): np.asarray(value) for key, value in found.items()}
-    return {name: found.to_numpy() if isinstance(found, pd.Series) else np.asarray(found)}
+        return {str(key): value for key, value in found.items()}
+    return {name: found}

@@ -10,7 +10,7 @@ from typing import Any
 import onnxruntime
 
 from mules.engines.files import reading
-from mules.engines.tensors import batch_rows, padded, tensor, utf8
+from mules.engines.tensors import batch_rows, padded, served, tensor, utf8
 from serving.errors import ModelError
 from serving.model import ModelFolder
 from serving.signature import STRING, Signature, TensorSpec
@@ -48,16 +48,15 @@ class OnnxEngine:
         self._outputs = [spec.name for spec in signature.outputs]
 
     def predict(self, inputs: Tensors) -> Tensors:
-        rows = len(next(iter(inputs.values())))
-        fed = {
-            name: utf8(name, found) if found.dtype.kind == "O" else found
-            for name, found in padded(inputs, self.max_batch_rows).items()
-        }
-        found = self._session.run(self._outputs, fed)
+        found = padded(self._call, inputs, self.max_batch_rows, self._outputs)
         return {
-            spec.name: (tensor(own, spec) if spec.dtype == STRING else own)[:rows]
-            for spec, own in zip(self.signature.outputs, found, strict=True)
+            spec.name: tensor(found[spec.name], spec) if spec.dtype == STRING else found[spec.name]
+            for spec in self.signature.outputs
         }
+
+    def _call(self, inputs: Tensors) -> dict[str, Any]:
+        fed = {name: utf8(name, found) if found.dtype.kind == "O" else found for name, found in inputs.items()}
+        return dict(zip(self._outputs, self._session.run(self._outputs, fed), strict=True))
 
 
 def load(folder: ModelFolder, threads: int) -> OnnxEngine:
@@ -74,10 +73,10 @@ def load(folder: ModelFolder, threads: int) -> OnnxEngine:
             str(file), options, providers=[name for name in _PROVIDERS if name in there]
         )
     inputs = tuple(_spec(folder, found) for found in session.get_inputs())
-    outputs = []
+    outputs = {}
     for found in session.get_outputs():
         if found.type in _DTYPES:
-            outputs.append(_spec(folder, found))
+            outputs[found.name] = found
         else:
             log.warning("output %r of %s is %s, no tensor, and is left out", found.name, file, found.type)
     if not outputs:
@@ -87,7 +86,8 @@ def load(folder: ModelFolder, threads: int) -> OnnxEngine:
     rows = batch_rows(
         folder, [size if isinstance(size := found.shape[0], int) else None for found in session.get_inputs()]
     )
-    signature = Signature(folder.narrowed("inputs", inputs), folder.narrowed("outputs", tuple(outputs)))
+    gives = served(folder, outputs, lambda name: _spec(folder, outputs[name]))
+    signature = Signature(folder.narrowed("inputs", inputs), gives)
     return OnnxEngine(session, signature, rows)
 
 

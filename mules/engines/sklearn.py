@@ -53,7 +53,7 @@ class SklearnEngine:
         methods = _methods(estimator)
         wanted = [spec.name for spec in declared or () if spec.name in methods] or methods
         outputs = probe(folder, inputs, lambda found: self._call(wanted, found))
-        self.signature = Signature(inputs, folder.narrowed("outputs", outputs))
+        self.signature = Signature(inputs, outputs)
 
     def predict(self, inputs: Tensors) -> Tensors:
         found = self._call([spec.name for spec in self.signature.outputs], inputs)

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from mules.engines.files import reading
-from mules.engines.tensors import batch_rows, padded
+from mules.engines.tensors import batch_rows, padded, served
 from serving.errors import ModelError
 from serving.model import ModelFolder
 from serving.signature import NUMBERS, SERVING_DEFAULT, STRING, Signature, TensorSpec
@@ -36,13 +36,14 @@ class TensorFlowEngine:
         self.signature_name = SERVING_DEFAULT
         self.others: dict[str, TensorFlowEngine] = {}
         self._function = function
+        self._outputs = [spec.name for spec in signature.outputs]
 
     def predict(self, inputs: Tensors) -> Tensors:
-        rows = len(next(iter(inputs.values())))
-        # the graph may take batches of one size only
-        inputs = padded(inputs, self.max_batch_rows)
-        found = self._function(**{name: tf.constant(tensor) for name, tensor in inputs.items()})
-        return {spec.name: found[spec.name].numpy()[:rows] for spec in self.signature.outputs}
+        found = padded(self._call, inputs, self.max_batch_rows, self._outputs)
+        return {name: tensor.numpy() for name, tensor in found.items()}
+
+    def _call(self, inputs: Tensors) -> dict[str, Any]:
+        return self._function(**{name: tf.constant(tensor) for name, tensor in inputs.items()})
 
 
 def load(folder: ModelFolder, threads: int) -> TensorFlowEngine:
@@ -182,21 +183,16 @@ def _output_names(archive: Any, model: Any) -> list[str]:
 
 def _engine(folder: ModelFolder, function: Any, arguments: dict[str, Any], outputs: dict[str, Any]) -> TensorFlowEngine:
     """The engine of a function, its signature checked against what model.toml declares."""
-    takes, gives = (
-        folder.narrowed("inputs", _specs(folder, arguments)),
-        folder.narrowed("outputs", _specs(folder, outputs)),
-    )
+    takes = folder.narrowed("inputs", tuple(_spec(folder, *item) for item in sorted(arguments.items())))
+    gives = served(folder, sorted(outputs), lambda name: _spec(folder, name, outputs[name]))
     rows = batch_rows(folder, [spec.shape[0] for spec in arguments.values()])
     return TensorFlowEngine(function, Signature(takes, gives), rows)
 
 
-def _specs(folder: ModelFolder, tensors: dict[str, Any]) -> tuple[TensorSpec, ...]:
-    specs = []
-    for name, tensor in sorted(tensors.items()):
-        dtype = STRING if tensor.dtype == tf.string else tensor.dtype.name
-        if dtype != STRING and dtype not in NUMBERS:
-            raise ModelError(f"{folder.path}: {name!r} has dtype {dtype}, which is not served")
-        if tensor.shape.rank is None or tensor.shape.rank == 0:
-            raise ModelError(f"{folder.path}: {name!r} has no axis for the rows; export it with one")
-        specs.append(TensorSpec(name, dtype, tuple(-1 if size is None else size for size in tensor.shape[1:])))
-    return tuple(specs)
+def _spec(folder: ModelFolder, name: str, tensor: Any) -> TensorSpec:
+    dtype = STRING if tensor.dtype == tf.string else tensor.dtype.name
+    if dtype != STRING and dtype not in NUMBERS:
+        raise ModelError(f"{folder.path}: {name!r} has dtype {dtype}, which is not served")
+    if tensor.shape.rank is None or tensor.shape.rank == 0:
+        raise ModelError(f"{folder.path}: {name!r} has no axis for the rows; export it with one")
+    return TensorSpec(name, dtype, tuple(-1 if size is None else size for size in tensor.shape[1:]))

@@ -6,6 +6,7 @@ Raises:   EngineError where a model gave something else than its spec; ModelErro
 """
 
 from collections.abc import Callable, Collection, Iterable
+from functools import reduce
 from typing import Any, cast
 
 import numpy as np
@@ -79,14 +80,14 @@ def probe(
 ) -> tuple[TensorSpec, ...]:
     """The outputs of a model whose artifact does not tell them: what it gives for its sample, for one and three rows.
 
-    A size that differs between the two is any.
+    A size that differs between the two is any.  One that takes batches of one size only is asked for that many rows.
     """
     sample = folder.sample(Signature(inputs, ()))
-    few, more = 1, min(3, max_rows or 3)
     try:
-        one, other = (
-            predict({name: tensor.repeat(rows, axis=0) for name, tensor in sample.items()}) for rows in (few, more)
-        )
+        found = {
+            rows: predict({name: tensor.repeat(rows, axis=0) for name, tensor in sample.items()})
+            for rows in ((1, 3) if max_rows is None else (max_rows,))
+        }
     except (ModelError, MemoryError):
         raise
     except Exception as error:
@@ -94,16 +95,35 @@ def probe(
         of = "on its sample" if folder.sample_file() else f"without a sample: {advice}"
         told = f"{type(error).__name__} ({first_line(error)})"
         raise ModelError(f"{folder.path}: the model raised {told} {of}") from error
-    return tuple(_joined(_spec_of(name, one[name], few), _spec_of(name, other[name], more)) for name in one)
+    names = next(iter(found.values()))
+    return served(
+        folder, names, lambda name: reduce(_joined, (_spec_of(name, one[name], rows) for rows, one in found.items()))
+    )
+
+
+def served(folder: ModelFolder, names: Iterable[str], spec: Callable[[str], TensorSpec]) -> tuple[TensorSpec, ...]:
+    """The outputs of a model: those that model.toml declares, or all; what it leaves out is not looked at.
+
+    spec: what one is.
+    """
+    names, declared = list(names), folder.declared("outputs")
+    for one in declared or ():
+        if one.name not in names:
+            raise ModelError(f"model.toml [outputs] {one.name!r} is unknown; the model has {', '.join(names)}")
+    wanted = names if declared is None else [one.name for one in declared]
+    return folder.narrowed("outputs", tuple(map(spec, wanted)))
 
 
 def _spec_of(name: str, value: Any, rows: int) -> TensorSpec:
     """The spec of what a model gave for so many rows; ModelError when it is no tensor of so many."""
-    found = np.asarray(value)
+    advice = "leave it out of [outputs] in model.toml"
+    try:
+        found = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"output {name!r} is no tensor that is served, {first_line(error)}: {advice}") from error
     dtype = found.dtype.name
     if found.dtype.kind in "OSU" and all(isinstance(item, str | bytes) for item in found.flat):
         dtype = STRING
-    advice = "leave it out of [outputs] in model.toml"
     if dtype not in (*NUMBERS, STRING):
         raise ModelError(f"output {name!r} has dtype {found.dtype}, which is not served: {advice}")
     if found.ndim == 0 or len(found) != rows:
@@ -129,9 +149,19 @@ def batch_rows(folder: ModelFolder, sizes: Collection[int | None]) -> int | None
     return found.pop()
 
 
-def padded(inputs: Tensors, rows: int | None) -> Tensors:
-    """The inputs with their first row once more, as often as a model wants that takes batches of one size only."""
-    missing = (rows or 0) - len(next(iter(inputs.values())))
-    if missing <= 0:
-        return inputs
-    return {name: np.concatenate([tensor, np.repeat(tensor[:1], missing, axis=0)]) for name, tensor in inputs.items()}
+def padded(
+    call: Callable[[Tensors], dict[str, Any]], inputs: Tensors, size: int | None, names: Collection[str]
+) -> dict[str, Any]:
+    """The outputs of these names, a row for each; of a model that may take batches of one size only.
+
+    That gets its first row once more, as often as it wants, and what comes of it is cut off again.
+    """
+    rows = len(next(iter(inputs.values())))
+    missing = max((size or 0) - rows, 0)
+    if missing:
+        inputs = {name: np.concatenate([own, np.repeat(own[:1], missing, axis=0)]) for name, own in inputs.items()}
+    found = call(inputs)
+    for name in names:
+        if np.ndim(found[name]) == 0 or len(found[name]) != rows + missing:
+            raise EngineError(f"output {name!r} has shape {list(np.shape(found[name]))} for {rows + missing} rows")
+    return {name: found[name][:rows] if missing else found[name] for name in names}

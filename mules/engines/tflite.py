@@ -11,7 +11,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from mules.engines.files import reading
-from mules.engines.tensors import batch_rows, padded
+from mules.engines.tensors import batch_rows, padded, served
 from serving.errors import ModelError
 from serving.model import ModelFolder
 from serving.signature import NUMBERS, SERVING_DEFAULT, Signature, TensorSpec
@@ -25,12 +25,12 @@ class TfliteEngine:
         self.signature = signature
         self.max_batch_rows = rows
         self._call = call
+        self._outputs = [spec.name for spec in signature.outputs]
 
     def predict(self, inputs: Tensors) -> Tensors:
-        rows = len(next(iter(inputs.values())))
-        found = self._call(**padded(inputs, self.max_batch_rows))
+        found = padded(lambda tensors: self._call(**tensors), inputs, self.max_batch_rows, self._outputs)
         # a copy: the interpreter uses its memory again
-        return {spec.name: np.array(found[spec.name][:rows]) for spec in self.signature.outputs}
+        return {name: np.array(tensor) for name, tensor in found.items()}
 
 
 def load(folder: ModelFolder, threads: int) -> TfliteEngine:
@@ -50,10 +50,10 @@ def load(folder: ModelFolder, threads: int) -> TfliteEngine:
     else:
         call = _Plain(interpreter)
         inputs, outputs = call.inputs, call.outputs
-    takes, gives = (tuple(_spec(folder, *item) for item in side.items()) for side in (inputs, outputs))
+    takes = folder.narrowed("inputs", tuple(_spec(folder, *item) for item in inputs.items()))
+    gives = served(folder, outputs, lambda name: _spec(folder, name, outputs[name]))
     rows = batch_rows(folder, [None if (size := _shape(found)[0]) < 0 else size for found in inputs.values()])
-    signature = Signature(folder.narrowed("inputs", takes), folder.narrowed("outputs", gives))
-    return TfliteEngine(call, signature, rows)
+    return TfliteEngine(call, Signature(takes, gives), rows)
 
 
 class _Plain:

@@ -35,20 +35,17 @@ class TorchEngine:
     ) -> None:
         self.max_batch_rows = rows
         self._call = call
-        outputs = probe(folder, inputs, self._predict, rows)
-        self.signature = Signature(inputs, folder.narrowed("outputs", outputs))
+        self.signature = Signature(inputs, probe(folder, inputs, self._predict, rows))
+        self._outputs = [spec.name for spec in self.signature.outputs]
 
     def predict(self, inputs: Tensors) -> Tensors:
-        found = self._predict(inputs)
-        return {spec.name: found[spec.name] for spec in self.signature.outputs}
+        found = padded(self._predict, inputs, self.max_batch_rows, self._outputs)
+        return {name: tensor.cpu().numpy() for name, tensor in found.items()}
 
-    def _predict(self, inputs: Tensors) -> Tensors:
-        rows = len(next(iter(inputs.values())))
-        inputs = padded(inputs, self.max_batch_rows)
+    def _predict(self, inputs: Tensors) -> dict[str, Any]:
         with torch.inference_mode():
             # a copy: what comes from a frame cannot be written to
-            returned = self._call({name: torch.tensor(tensor) for name, tensor in inputs.items()})
-        return {name: found.cpu().numpy()[:rows] for name, found in _outputs(returned).items()}
+            return _outputs(self._call({name: torch.tensor(tensor) for name, tensor in inputs.items()}))
 
 
 def load(folder: ModelFolder, threads: int) -> TorchEngine:

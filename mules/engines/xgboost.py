@@ -29,8 +29,7 @@ class XgboostEngine:
         self._booster = booster
         self._features = features
         self._linear = json.loads(booster.save_config())["learner"]["gradient_booster"]["name"] == "gblinear"
-        outputs = probe(folder, features.specs, self._call)
-        self.signature = Signature(features.specs, folder.narrowed("outputs", outputs))
+        self.signature = Signature(features.specs, probe(folder, features.specs, self._call))
 
     def predict(self, inputs: Tensors) -> Tensors:
         (spec,) = self.signature.outputs
