@@ -17,7 +17,7 @@ from mules import engines
 from mules.canary import Canary, check_outputs
 from mules.pace import Pace
 from serving import batching
-from serving.errors import EngineError, ModelError, ModelNotFound, ServingError
+from serving.errors import ClientError, EngineError, ModelError, ModelNotFound, ServingError
 from serving.ledger import ANY, Taken
 from serving.model import ModelCard, ModelFolder
 from serving.plan import Release
@@ -171,10 +171,12 @@ class Replica:
         except (Exception, *EXITS) as error:
             self._end_by(0)
             self._transport.end(taken)
-            if len(batch) > 1 and self._transport.attempts_left(taken[0]):
+            if len(batch) > 1 and (isinstance(error, ClientError) or self._transport.attempts_left(taken[0])):
                 # one bad input harms nobody else: each task once more, alone
                 for task in batch:
                     self._answer([task])
+            elif isinstance(error, ClientError):
+                self._publish_error(batch[0], start, error)
             else:
                 # what the model raised may hold anything: it goes to the log alone
                 told = str(error) if isinstance(error, EngineError) else f"the model raised {type(error).__name__}"

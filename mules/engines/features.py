@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mules.engines.tensors import texts
+from mules.engines.tensors import utf8
 from serving.errors import ModelError
 from serving.model import ModelFolder
 from serving.signature import TensorSpec
@@ -51,10 +51,10 @@ class Features:
         return np.stack([inputs[name] for name in self.names], axis=1) if self._by_name else inputs[MATRIX]
 
     def columns(self, inputs: Tensors) -> dict[str, Any]:
-        """The columns by name, in the model's order; strings are str where they are UTF-8."""
+        """The columns by name, in the model's order; strings are str."""
         if not self._by_name:
             return dict(zip(self.names, inputs[MATRIX].T, strict=True))
-        return {name: texts(inputs[name]) if inputs[name].dtype.kind == "O" else inputs[name] for name in self.names}
+        return {name: utf8(name, own) if (own := inputs[name]).dtype.kind == "O" else own for name in self.names}
 
 
 def _columns(folder: ModelFolder, specs: dict[str, TensorSpec]) -> tuple[TensorSpec, ...]:

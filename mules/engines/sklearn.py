@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 
 from mules.engines.features import MOST_COLUMNS, Features
 from mules.engines.files import extra, reading
-from mules.engines.tensors import probe, tensor, texts
+from mules.engines.tensors import probe, tensor, texts, utf8
 from serving.errors import ModelError
 from serving.model import ModelFolder
 from serving.signature import NUMBERS, STRING, Signature, TensorSpec
@@ -119,7 +119,9 @@ def _inputs(folder: ModelFolder, file: Path, estimator: Any) -> tuple[tuple[Tens
         return _named(folder, file, first)
     if hasattr(first, "build_analyzer"):
         (spec,) = folder.narrowed("inputs", (TensorSpec(TEXT, STRING),))
-        return (spec,), lambda inputs: texts(inputs[TEXT]).tolist()
+        # one that was told of another encoding may take them
+        strict = (getattr(first, "encoding", ""), getattr(first, "decode_error", "")) == ("utf-8", "strict")
+        return (spec,), lambda inputs: (utf8(TEXT, inputs[TEXT]) if strict else texts(inputs[TEXT])).tolist()
     count = getattr(estimator, "n_features_in_", None)
     if count is None:
         raise ModelError(

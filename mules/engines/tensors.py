@@ -2,7 +2,8 @@
 
 Runs in:  mule.
 Shapes:   tensors are (rows, *spec.shape).
-Raises:   EngineError where a model gave something else than its spec; ModelError where no spec can be made of it.
+Raises:   EngineError where a model gave something else than its spec; ModelError where no spec can be made of it;
+          SignatureMismatch where a request has what the model cannot take.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -12,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from mules.engines.files import first_line
-from serving.errors import EngineError, ModelError
+from serving.errors import EngineError, ModelError, SignatureMismatch
 from serving.model import ModelFolder
 from serving.signature import NUMBERS, STRING, Signature, TensorSpec
 from serving.task import Tensor, Tensors
@@ -34,7 +35,7 @@ def utf8(name: str, found: Tensor) -> Tensor:
     decoded = texts(found)
     if any(isinstance(item, bytes) for item in decoded.flat):
         # it would take "b'…'" for them
-        raise EngineError(f"input {name!r} has bytes that are not UTF-8, and the model's strings are")
+        raise SignatureMismatch(f"input {name!r}: found bytes that are not UTF-8, and the model's strings are")
     return decoded
 
 

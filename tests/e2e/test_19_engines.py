@@ -67,6 +67,19 @@ def test_a_folder_that_cannot_be_served_ends_the_start_with_a_sentence(start, tm
     assert "model.onnx cannot be read, it is broken or of another kind: " in server.output
 
 
+def test_bytes_that_are_no_string_are_the_clients_fault_and_no_others(start, tmp_path):
+    colours = pd.DataFrame([["red"], ["green"]], columns=["colour"])
+    model = make_pipeline(OneHotEncoder(), LinearRegression()).fit(colours, [1, 2])
+    joblib.dump(model, tmp_path / "model.joblib")
+    server = start(MODEL=tmp_path, MULES=1, SERVING_BATCH_WAIT_MS=200).wait_ready()
+    bodies = [{"colour": "red"}, {"colour": {"b64": "/w=="}}, {"colour": "green"}]
+    with ThreadPoolExecutor(len(bodies)) as clients:
+        good, bad, other = clients.map(server.predict, bodies)
+    assert (bad.status, bad.json["code"]) == (400, "signature")
+    assert bad.json["detail"] == "input 'colour': found bytes that are not UTF-8, and the model's strings are"
+    assert (good.json, other.json) == ({"predict": pytest.approx(1)}, {"predict": pytest.approx(2)})
+
+
 def listed(tensors):
     """As JSON has them."""
     return {

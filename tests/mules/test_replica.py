@@ -11,7 +11,7 @@ import pytest
 
 from mules import replica as replicas
 from mules.canary import Canary
-from serving.errors import DeadlineExceeded, EngineError, ModelError, ModelNotFound, ReplyTooLarge
+from serving.errors import DeadlineExceeded, EngineError, ModelError, ModelNotFound, ReplyTooLarge, SignatureMismatch
 from serving.memory_transport import MemoryTransport
 from serving.quarantine import Quarantine, digest
 from serving.signature import TensorSpec
@@ -100,6 +100,27 @@ def test_one_bad_task_of_a_batch_fails_alone(caplog):
     assert str(error) == "the model raised ValueError; the log has more under this request id"
     assert [record.message for record in caplog.records] == ["request=b-1 the model raised"]
     assert "ValueError: the secret is 42" in caplog.text
+
+
+class Picky(Engine):
+    """Takes no 13, and says whose fault that is."""
+
+    def predict(self, inputs):
+        if (inputs["x"] == 13).any():
+            raise SignatureMismatch("input 'x': found 13")
+        return super().predict(inputs)
+
+
+@pytest.mark.parametrize("max_attempts", [1, 2])
+def test_what_the_model_cannot_take_is_the_fault_of_who_sent_it_alone(caplog, max_attempts):
+    bench = Bench(Picky(), MemoryTransport(max_attempts=max_attempts))
+    tasks = [bench.offer([1]), bench.offer([13]), bench.offer([2])]
+    bench.replica.step(0)
+    error = bench.error(tasks[1])
+    assert (type(error), str(error)) == (SignatureMismatch, "input 'x': found 13")
+    # the others had no attempt before
+    assert [bench.outputs(task) for task in tasks[::2]] == [[[2]], [[4]]]
+    assert caplog.text == ""
 
 
 class Clock:

@@ -98,6 +98,12 @@ def test_bytes_and_strings_come_as_they_are(load):
     assert ask(engine, {"text": "ž", "data": {"b64": "/w=="}}) == {"predict": "'ž' b'\\xff'"}
 
 
+def test_bytes_that_are_no_string_are_the_clients_fault(times):
+    inputs = {"x": np.ones(2), "factor": np.ones(2), "unit": np.array([b"m", b"\xff"], object)}
+    with pytest.raises(SignatureMismatch, match="input 'unit': found bytes that are not UTF-8"):
+        times.predict(inputs)
+
+
 def test_a_batch_of_fixed_size_is_padded(load):
     own = Schema([Tensor(np.dtype("float32"), (4, 2))]), Schema([Tensor(np.dtype("float32"), (4,), "first")])
     engine = load(Rows(), ModelSignature(*own))

@@ -8,7 +8,7 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
 from mules import engines
-from serving.errors import EngineError, ModelError
+from serving.errors import ModelError, SignatureMismatch
 from serving.model import ModelFolder
 
 X = np.arange(6, dtype=np.float32).reshape(3, 2)
@@ -60,7 +60,7 @@ def test_what_is_not_served_is_told(load, kind, sizes, told):
 def test_bytes_that_are_not_utf8_are_refused(load):
     engine = load(TensorProto.STRING, ["rows"])
     assert engine.predict({"x": np.array(["ž".encode()], object)})["y"].tolist() == ["ž".encode()]
-    with pytest.raises(EngineError, match="input 'x' has bytes that are not UTF-8"):
+    with pytest.raises(SignatureMismatch, match="input 'x': found bytes that are not UTF-8"):
         engine.predict({"x": np.array([b"\xff"], object)})
 
 

@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
 from mules import engines
-from serving.errors import ModelError
+from serving.errors import ModelError, SignatureMismatch
 from serving.model import ModelFolder
 
 TABLE = pd.DataFrame(
@@ -115,3 +115,20 @@ def test_what_only_transforms_gives_that(load):
 def test_what_predicts_and_transforms_predicts(load):
     engine = load(KMeans(2, n_init=1, random_state=7).fit(TABLE[["price"]].to_numpy()))
     assert [str(spec) for spec in engine.signature.outputs] == ["int32"]
+
+
+def test_bytes_that_are_no_string_are_the_clients_fault(load):
+    binary = np.array([b"bright", b"\xff"], object)
+    words = make_pipeline(CountVectorizer(), LinearRegression()).fit(TABLE["note"], Y)
+    colours = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LinearRegression()).fit(TABLE[["colour"]], Y)
+    named = make_pipeline(DictVectorizer(), LinearRegression()).fit(TABLE[["colour"]].to_dict("records"), Y)
+    for model, name in ((words, "text"), (colours, "colour"), (named, "colour")):
+        with pytest.raises(SignatureMismatch, match=f"input '{name}': found bytes that are not UTF-8"):
+            load(model).predict({name: binary})
+
+
+def test_text_of_another_encoding_comes_as_it_is(load):
+    notes = [text.encode("latin-1") for text in ("große Küche", "Küche", "groß", "dunkel")]
+    model = make_pipeline(CountVectorizer(encoding="latin-1"), LinearRegression()).fit(notes, Y)
+    found = load(model).predict({"text": np.array(notes, object)})
+    assert found["predict"].tolist() == model.predict(notes).tolist()
