@@ -16,7 +16,7 @@ import numpy as np
 from mules.engines.tensors import utf8
 from serving.errors import ModelError
 from serving.model import ModelFolder
-from serving.signature import TensorSpec
+from serving.signature import STRING, TensorSpec
 from serving.task import Tensor, Tensors
 
 # a frame counts inputs in one byte
@@ -44,6 +44,8 @@ class Features:
         if self._by_name:
             self.specs = _columns(folder, {name: TensorSpec(name, dtype) for name in self.names} | dict(known or {}))
         else:
+            # which dtype it was trained on, model.toml may know better than the artifact
+            dtype = next((spec.dtype for spec in folder.declared("inputs") or () if spec.dtype != STRING), dtype)
             self.specs = folder.narrowed("inputs", (TensorSpec(MATRIX, dtype, (count,)),))
 
     def matrix(self, inputs: Tensors) -> Tensor:

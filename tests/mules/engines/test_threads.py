@@ -39,7 +39,7 @@ def test_pytorch(load):
 
 
 def test_xgboost(load):
-    config = json.loads(load("xgboost_matrix")._booster.save_config())
+    config = json.loads(load("xgboost_matrix")._answer.func.__self__.save_config())
     assert config["learner"]["generic_param"]["nthread"] == str(THREADS)
 
 

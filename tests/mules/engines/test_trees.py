@@ -49,3 +49,24 @@ def test_linear_boosters_are_served_too(tmp_path):
     booster.save_model(tmp_path / "model.ubj")
     found = engines.load(ModelFolder.find(tmp_path), threads=1).predict({"inputs": x.astype(np.float32)})
     assert found["predict"].tolist() == booster.predict(xgboost.DMatrix(x)).tolist()
+
+
+def test_large_integers_are_not_rounded(tmp_path):
+    x = 2**24 + np.arange(64.0)[:, None]
+    options = {"verbose": -1, "min_data_in_leaf": 1, "min_data_in_bin": 1}
+    booster = lightgbm.train(options, lightgbm.Dataset(x, x[:, 0] % 64 >= 31, feature_name=["id"]), 20)
+    booster.save_model(tmp_path / "model.txt")
+    (tmp_path / "model.toml").write_text('[inputs]\nid = "int64"\n')
+    found = engines.load(ModelFolder.find(tmp_path), threads=1).predict({"id": x[:, 0].astype(np.int64)})
+    assert found["predict"].tolist() == booster.predict(x).tolist()
+
+
+@pytest.mark.parametrize("library", ["xgboost", "lightgbm"])
+def test_a_feature_is_a_number(tmp_path, library):
+    x = TABLE[["size"]]
+    if library == "xgboost":
+        xgboost.train({}, xgboost.DMatrix(x, Y), 2).save_model(tmp_path / "model.ubj")
+    else:
+        lightgbm.train({"verbose": -1}, lightgbm.Dataset(x, Y), 2).save_model(tmp_path / "model.txt")
+    (tmp_path / "model.toml").write_text('[inputs]\nsize = "string"\n')
+    assert refusal(tmp_path) == f"model.toml [inputs] size is a string, and {tmp_path} takes numbers alone"
