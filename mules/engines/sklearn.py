@@ -13,7 +13,7 @@ Runs in:  mule; the one place where sklearn is imported, after the fork.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +95,33 @@ def _read_skops(file: Path, folder: ModelFolder) -> Any:
 
 
 def _use_threads(estimator: Any, threads: int) -> None:
-    # all cores, mostly, where they were there to train
-    found = estimator.get_params() if hasattr(estimator, "get_params") else {}
-    jobs = {name: threads for name, value in found.items() if name.rpartition("__")[2] == "n_jobs" and value}
-    if jobs:
-        estimator.set_params(**jobs)
+    for one in _within(estimator):
+        found = one.get_params(deep=False) if hasattr(one, "get_params") else {}
+        # all cores, mostly, where they were there to train; one that was not told uses one in scikit-learn, and all of
+        # them in XGBoost and LightGBM
+        if found.get("n_jobs") or ("n_jobs" in found and not type(one).__module__.startswith("sklearn.")):
+            one.set_params(n_jobs=threads)
+
+
+def _within(found: Any, seen: set[int] | None = None) -> Iterator[Any]:
+    """All estimators that are in one, itself included, and the fitted clones that it predicts with."""
+    seen = set() if seen is None else seen
+    if id(found) in seen or isinstance(found, type):
+        return
+    seen.add(id(found))
+    if isinstance(found, dict):
+        parts: Any = found.values()
+    elif isinstance(found, np.ndarray):
+        parts = found.ravel().tolist() if found.dtype == object else ()
+    elif isinstance(found, list | tuple):
+        parts = found
+    elif hasattr(found, "get_params") or type(found).__module__.startswith("sklearn."):
+        yield found
+        parts = getattr(found, "__dict__", {}).values()
+    else:
+        return
+    for part in parts:
+        yield from _within(part, seen)
 
 
 def _methods(estimator: Any) -> list[str]:

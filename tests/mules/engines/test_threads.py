@@ -1,14 +1,23 @@
 """Each framework uses as many threads as it is told."""
 
+import gc
 import json
 import os
+from types import FunctionType, ModuleType
 
 import joblib
+import lightgbm
+import numpy as np
 import pytest
 import threadpoolctl
+import xgboost
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_iris
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import RandomForestClassifier, StackingClassifier, VotingClassifier
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from mules import engines
 from serving.model import ModelFolder
@@ -58,6 +67,44 @@ def test_the_jobs_of_estimators(tmp_path):
     # one that was not told uses one, and stays so
     joblib.dump(RandomForestClassifier(3).fit(x, y), tmp_path / "model.joblib")
     assert engines.load(ModelFolder.find(tmp_path), THREADS)._estimator.n_jobs is None
+
+
+def test_the_jobs_of_fitted_clones(tmp_path):
+    x, y = load_iris(return_X_y=True)
+    forest, neighbours = RandomForestClassifier(3, n_jobs=-1), KNeighborsClassifier(n_jobs=2)
+    vote = VotingClassifier([("forest", make_pipeline(StandardScaler(), forest)), ("near", neighbours)], n_jobs=-1)
+    stack = StackingClassifier([("vote", vote)], OneVsRestClassifier(forest), cv=2)
+    model = make_pipeline(StandardScaler(), CalibratedClassifierCV(stack, cv=2)).fit(x, y)
+    expected = model.predict_proba(x)
+    joblib.dump(model, tmp_path / "model.joblib")
+    engine = engines.load(ModelFolder.find(tmp_path), THREADS)
+    kinds = RandomForestClassifier, KNeighborsClassifier, VotingClassifier
+    jobs = [one.n_jobs for one in every(engine._estimator, kinds)]
+    assert set(jobs) == {THREADS} and len(jobs) > 10
+    np.testing.assert_array_equal(engine.predict({"inputs": x})["predict_proba"], expected)
+
+
+def every(root, kinds):
+    """All objects of these classes that are reached from one."""
+    seen, left = {}, [root]
+    while left:
+        one = left.pop()
+        if id(one) not in seen and not isinstance(one, type | ModuleType | FunctionType):
+            seen[id(one)] = one
+            left += gc.get_referents(one)
+    return [one for one in seen.values() if isinstance(one, kinds)]
+
+
+@pytest.mark.parametrize("wrapper", [lightgbm.LGBMClassifier(verbose=-1), xgboost.XGBClassifier()])
+def test_the_jobs_of_other_libraries_that_take_all_cores_when_they_are_not_told(tmp_path, wrapper):
+    x, y = load_iris(return_X_y=True)
+    model = VotingClassifier([("own", wrapper.set_params(n_estimators=2))], voting="soft").fit(x, y)
+    joblib.dump(model, tmp_path / "model.joblib")
+    (own,) = engines.load(ModelFolder.find(tmp_path), THREADS)._estimator.estimators_
+    assert own.n_jobs == THREADS
+    if isinstance(own, xgboost.XGBClassifier):
+        config = json.loads(own.get_booster().save_config())
+        assert config["learner"]["generic_param"]["nthread"] == str(THREADS)
 
 
 def test_what_is_loaded_later_finds_it_in_the_environment(train, monkeypatch):
