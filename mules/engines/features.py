@@ -9,6 +9,7 @@ Raises:   ModelError when model.toml contradicts the artifact.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,5 +67,7 @@ def _columns(folder: ModelFolder, specs: dict[str, TensorSpec]) -> tuple[TensorS
             raise ModelError(f"model.toml [inputs] {spec.name!r} is unknown; the model has {', '.join(specs)}")
         if spec.shape:
             raise ModelError(f"model.toml [inputs] {spec.name} = {str(spec)!r}: a column has one value in a row")
-        specs[spec.name] = spec.with_sample(specs[spec.name].sample)
+        own = specs[spec.name]
+        default = own.default if spec.dtype == own.dtype else None
+        specs[spec.name] = replace(spec, default=default).with_sample(own.sample)
     return tuple(specs.values())

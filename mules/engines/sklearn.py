@@ -165,12 +165,22 @@ def _first(estimator: Any) -> Any:
 
 
 def _named(folder: ModelFolder, file: Path, vectorizer: Any) -> tuple[tuple[TensorSpec, ...], Rows]:
-    """A row of named features: those of which it knows values are strings, the others numbers."""
+    """A row of named features: those of which it knows values are strings, the others numbers.
+
+    It may leave some out, as where the vectorizer was trained.
+    """
     known: dict[str, TensorSpec] = {}
+    # 0 and nothing are the same in a matrix, but not in a sparse one
+    nothing: float | str = "NaN" if vectorizer.sparse else 0.0
+    declared = folder.declared("inputs") or ()
     for feature in vectorizer.get_feature_names_out():
-        name, separator, value = feature.partition(vectorizer.separator)
-        spec = TensorSpec(name, STRING).with_sample(value) if separator else TensorSpec(name, "float64")
-        known.setdefault(name, spec)
+        name, value = _feature(feature, vectorizer.separator, declared)
+        if value is None:
+            known.setdefault(name, TensorSpec(name, "float64", (), nothing).with_sample(0.0))
+        else:
+            # a value that it does not know is nothing
+            default = None if f"{name}{vectorizer.separator}" in vectorizer.vocabulary_ else ""
+            known.setdefault(name, TensorSpec(name, STRING, (), default).with_sample(value))
     if len(known) > MOST_COLUMNS:
         raise ModelError(
             f"{file} begins with a DictVectorizer of {len(known)} names, and a request can name {MOST_COLUMNS}:"
@@ -180,9 +190,23 @@ def _named(folder: ModelFolder, file: Path, vectorizer: Any) -> tuple[tuple[Tens
 
     def rows(inputs: Tensors) -> list[dict[str, Any]]:
         columns = {name: column.tolist() for name, column in features.columns(inputs).items()}
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return [
+            {name: value for name, value in zip(columns, values, strict=True) if nothing == 0.0 or value == value}
+            for values in zip(*columns.values(), strict=True)
+        ]
 
     return features.specs, rows
+
+
+def _feature(feature: str, separator: str, declared: tuple[TensorSpec, ...]) -> tuple[str, str | None]:
+    """The name of a feature, and its value if that is a string; only model.toml knows of a separator in a name."""
+    for spec in declared:
+        if spec.dtype != STRING and feature == spec.name:
+            return feature, None
+        if spec.dtype == STRING and feature.startswith(spec.name + separator):
+            return spec.name, feature.removeprefix(spec.name + separator)
+    name, found, value = feature.partition(separator)
+    return name, value if found else None
 
 
 def _known(estimator: Any, names: list[str], pandas: Any) -> dict[str, TensorSpec]:

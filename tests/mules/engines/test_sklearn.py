@@ -4,6 +4,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import xgboost
 from scipy import sparse
 from sklearn.cluster import KMeans
 from sklearn.compose import make_column_transformer
@@ -99,6 +100,42 @@ def test_a_vectorizer_of_very_many_names_is_refused(load):
     )
     with pytest.raises(ModelError, match="begins with a DictVectorizer of 300 names, and a request can name 255"):
         load(model)
+
+
+ROWS = [{"colour": "red", "rooms": 3}, {"colour": "green", "price": 2.5}, {"rooms": 2}, {"price": 1, "colour": "blue"}]
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("own", [LinearRegression(), xgboost.XGBRegressor(n_estimators=5, min_child_weight=0)])
+def test_a_row_may_leave_named_features_out(load, sparse, own):
+    model = make_pipeline(DictVectorizer(sparse=sparse), own).fit(ROWS, Y)
+    engine = load(model)
+    rows = [*ROWS, {"colour": "red", "rooms": 0}, {"colour": "grey", "price": 0, "rooms": 1}, {"rooms": 1}]
+    found = engine.predict(engine.signature.instances(rows))
+    assert found["predict"].tolist() == model.predict(rows).tolist()
+    # nothing is not 0 where what is missing has a branch of its own
+    if sparse and isinstance(own, xgboost.XGBRegressor):
+        assert model.predict([{"colour": "red", "rooms": 0}]) != model.predict([{"colour": "red"}])
+
+
+def test_an_empty_string_that_the_vectorizer_knows_is_not_left_out(load):
+    model = make_pipeline(DictVectorizer(), LinearRegression()).fit([{"colour": ""}, {"colour": "red"}, {}, {}], Y)
+    engine = load(model)
+    assert [spec.default for spec in engine.signature.inputs] == [None]
+    assert engine.predict({"colour": np.array([b""], object)})["predict"] == model.predict([{"colour": ""}])
+
+
+def test_a_name_with_the_separator_in_it_is_told_by_model_toml(load):
+    rows = [{"a=b": 1, "c=d": "x", "e": "f=g"}, {"a=b": 2, "c=d": "y=", "e": "h"}, {"a=b": 5}, {"e": "h"}]
+    model = make_pipeline(DictVectorizer(), LinearRegression()).fit(rows, Y)
+    engine = load(model, '[inputs]\n"a=b" = "float64"\n"c=d" = "string"\n')
+    assert {spec.name: spec.dtype for spec in engine.signature.inputs} == {
+        "a=b": "float64",
+        "c=d": "string",
+        "e": "string",
+    }
+    found = engine.predict(engine.signature.instances(rows))
+    assert found["predict"].tolist() == model.predict(rows).tolist()
 
 
 def test_what_only_transforms_gives_that(load):
