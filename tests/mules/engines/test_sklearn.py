@@ -1,6 +1,7 @@
 """scikit-learn: what a row is made of, as the steps of a pipeline tell."""
 
 import joblib
+import lightgbm
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +9,7 @@ import xgboost
 from scipy import sparse
 from sklearn.cluster import KMeans
 from sklearn.compose import make_column_transformer
+from sklearn.ensemble import HistGradientBoostingRegressor, VotingRegressor
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.impute import SimpleImputer
@@ -74,6 +76,82 @@ def test_model_toml_may_know_a_column_better(load):
 def test_an_encoder_without_a_transformer_of_columns(load):
     model = make_pipeline(OneHotEncoder(), LinearRegression()).fit(TABLE[["colour", "rooms"]], Y)
     assert specs(load(model)) == {"colour": ("string", "blue"), "rooms": ("int64", 2)}
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "sample"),
+    [
+        ([20, 10, 20, 30], "int64", 10),
+        ([True, False, True, False], "bool", False),
+        ([1.5, 2, 1.5, None], "float64", 1.5),
+        ([1, 2, 1, None], "int64", 1),
+        (["b", "a", None, "b"], "string", "a"),
+    ],
+)
+@pytest.mark.parametrize("encoder", [OneHotEncoder(), OrdinalEncoder()])
+def test_a_column_of_objects_has_the_type_of_what_is_in_it(load, values, dtype, sample, encoder):
+    table = pd.DataFrame({"x": pd.Series(values, dtype=object), "price": TABLE["price"]})
+    encoded = make_column_transformer((encoder, ["x"]), remainder="passthrough")
+    model = make_pipeline(encoded, LinearRegression()).fit(table, Y)
+    engine = load(model)
+    assert specs(engine)["x"] == (dtype, sample)
+    rows = [{"x": x, "price": price} for x, price in zip(values, TABLE["price"].tolist(), strict=True) if x is not None]
+    found = engine.predict(engine.signature.instances(rows))
+    assert found["predict"].tolist() == model.predict(table[table["x"].notna()]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (pd.to_datetime(["2020-01-01", "2020-01-02"] * 2).astype("datetime64[ns]"), r"'x' of datetime64\[ns\]"),
+        ([b"a", b"b"] * 2, "'x' of bytes"),
+    ],
+)
+def test_a_column_that_no_request_can_hold_is_refused(load, values, told):
+    model = make_pipeline(OrdinalEncoder(), LinearRegression()).fit(pd.DataFrame({"x": values}), Y)
+    with pytest.raises(ModelError, match=f"was trained on a column {told}, and a column of a request is of strings"):
+        load(model)
+
+
+@pytest.fixture(scope="module")
+def categories():
+    """A table with pandas' categories, the same rows without, and what is to be known of them."""
+    colours, rooms, size = ["red", "green", "blue"] * 40, [20, 10] * 60, np.arange(120.0)
+    plain = pd.DataFrame({"colour": pd.Series(colours, dtype=object), "rooms": rooms, "size": size % 7})
+    table = plain.assign(colour=pd.Categorical(colours), rooms=pd.Categorical(rooms))
+    return table, plain, (plain["colour"] == "red") * 9.0 + (plain["rooms"] == 10) * 5 + plain["size"]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda own: own, lambda own: VotingRegressor([("own", own)]), lambda own: make_pipeline(own)],
+)
+def test_categories_that_gradient_boosting_encodes_by_itself_are_served(load, categories, wrap):
+    table, plain, y = categories
+    model = wrap(HistGradientBoostingRegressor(max_iter=10, random_state=7)).fit(table, y)
+    engine = load(model)
+    assert specs(engine) == {"colour": ("string", "blue"), "rooms": ("int64", 10), "size": ("float64", None)}
+    found = engine.predict(engine.signature.instances(plain.to_dict("records")))
+    assert found["predict"].tolist() == model.predict(table).tolist()
+    assert len(set(found["predict"].tolist())) > 6
+
+
+@pytest.mark.parametrize(
+    "own",
+    [xgboost.XGBRegressor(n_estimators=3, enable_categorical=True), lightgbm.LGBMRegressor(n_estimators=3, verbose=-1)],
+)
+@pytest.mark.parametrize("wrap", [lambda own: own, lambda own: VotingRegressor([("own", own)])])
+def test_categories_that_other_libraries_ask_pandas_for_are_refused(load, categories, own, wrap):
+    table, plain, y = categories
+    told = f"{type(own).__name__} that was trained on categorical columns of a table: fit a pipeline that begins with"
+    with pytest.raises(ModelError, match=told):
+        load(wrap(own).fit(table, y))
+    # as the sentence says
+    encoder = make_column_transformer((OrdinalEncoder(), ["colour", "rooms"]), remainder="passthrough")
+    model = make_pipeline(encoder, wrap(own)).fit(plain, y)
+    found = load(model)
+    outputs = found.predict(found.signature.instances(plain.to_dict("records")))
+    assert outputs["predict"].tolist() == model.predict(plain).tolist()
 
 
 def test_columns_without_names_are_a_matrix(load, tmp_path):
