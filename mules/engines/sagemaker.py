@@ -5,9 +5,13 @@
     def predict_fn(data, model): ...
     def output_fn(prediction, accept): ...     # the body of the answer, or that and its type
 
+Each may take one argument more, the context: its system_properties hold the model_dir.
+
 They do not tell what a request holds: model.toml does, [inputs].  Its values come as they would in a request,
-{name: rows} in JSON, or one array with content_type = "application/x-npy" in model.toml.  What comes at once in several
-requests is one call, of all their rows; with batched = false in model.toml each row is a call, {name: value}.
+{name: rows} in JSON; or with content_type = "text/csv" in model.toml as lines, the values of all inputs in the order of
+[inputs], answered in JSON unless output_fn gives that type too; or one array with "application/x-npy".  What comes at
+once in several requests is one call, of all their rows; with batched = false in model.toml each row is a call,
+{name: value}.
 
 Of the last three, one that is missing does what it does in the containers of scikit-learn and PyTorch: arrays (tensors
 for a module of PyTorch) go to model.predict, or to the model itself.  An output that has no name is `prediction`.
@@ -16,24 +20,27 @@ Runs in:  mule.
 """
 
 import base64
+import csv
+import inspect
 import io
+import itertools
 import json
 import sys
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from mules.engines.files import imported
-from mules.engines.tensors import probe, tensor, texts
+from mules.engines.tensors import probe, tensor, texts, utf8
 from serving.errors import EngineError, ModelError
 from serving.model import ModelFolder
 from serving.signature import Signature, TensorSpec
-from serving.task import Tensors
+from serving.task import Tensor, Tensors
 
 OUTPUT = "prediction"
-JSON, NPY = "application/json", "application/x-npy"
+JSON, NPY, CSV = "application/json", "application/x-npy", "text/csv"
 _FILES = ("inference.py", "code/inference.py")
 
 
@@ -42,12 +49,17 @@ class SagemakerEngine:
 
     def __init__(self, folder: ModelFolder, module: ModuleType, inputs: tuple[TensorSpec, ...]) -> None:
         self._type = folder.options.get("content_type", JSON)
+        # what they are asked for who have not said anything
+        self._accept = JSON if self._type == CSV else self._type
         self._batched = folder.options.get("batched", True)
         self.max_batch_rows = None if self._batched else 1
-        self._model = module.model_fn(str(folder.path))
-        self._input_fn: Callable[[Any, str], Any] | None = getattr(module, "input_fn", None)
-        self._predict_fn: Callable[[Any, Any], Any] = getattr(module, "predict_fn", _predict)
-        self._output_fn: Callable[[Any, str], Any] | None = getattr(module, "output_fn", None)
+        context = SimpleNamespace(system_properties={"model_dir": str(folder.path), "gpu_id": None})
+        self._model = _with(context, module.model_fn, 1)(str(folder.path))
+        self._predict_fn = _with(context, getattr(module, "predict_fn", _predict), 2)
+        self._input_fn, self._output_fn = (
+            _with(context, getattr(module, name), 2) if hasattr(module, name) else None
+            for name in ("input_fn", "output_fn")
+        )
         declared = folder.declared("outputs")
         self._outputs = [spec.name for spec in declared or ()]
         outputs = declared or probe(folder, inputs, self._call)
@@ -60,14 +72,17 @@ class SagemakerEngine:
         return {spec.name: tensor(found[spec.name], spec) for spec in self.signature.outputs}
 
     def _call(self, inputs: Tensors) -> dict[str, Any]:
-        values: dict[str, Any] = {
-            name: texts(found) if found.dtype.kind == "O" else found.copy() for name, found in inputs.items()
-        }
+        values: dict[str, Any] = {name: self._value(name, found) for name, found in inputs.items()}
         if self._batched:
             return self._answer(values)
         rows = len(next(iter(values.values())))
         parts = [self._answer({name: value[row] for name, value in values.items()}) for row in range(rows)]
         return {name: [part[name] for part in parts] for name in parts[0]}
+
+    def _value(self, name: str, found: Tensor) -> Tensor:
+        if found.dtype.kind != "O":
+            return found.copy()
+        return utf8(name, found) if self._type == CSV else texts(found)
 
     def _answer(self, values: dict[str, Any]) -> dict[str, Any]:
         if self._input_fn is not None:
@@ -81,6 +96,8 @@ class SagemakerEngine:
     def _body(self, values: dict[str, Any]) -> Any:
         if self._type == JSON:
             return json.dumps({name: np.asarray(value).tolist() for name, value in values.items()}, default=_encoded)
+        if self._type == CSV:
+            return _lines(list(values.values()))
         (value,) = values.values()
         stream = io.BytesIO()
         np.save(stream, value, allow_pickle=False)
@@ -88,11 +105,13 @@ class SagemakerEngine:
 
     def _read(self, prediction: Any) -> Any:
         assert self._output_fn is not None
-        found, accept = self._output_fn(prediction, self._type), self._type
+        found, accept = self._output_fn(prediction, self._accept), self._accept
         if isinstance(found, tuple):
             found, accept = found
         if accept == NPY:
             return np.load(io.BytesIO(found), allow_pickle=False)
+        if accept == CSV:
+            return _columns(found)
         try:
             return json.loads(found, object_hook=_decoded)
         except (TypeError, ValueError) as error:
@@ -126,12 +145,41 @@ def load(folder: ModelFolder, threads: int) -> SagemakerEngine:
 
 def _check_type(folder: ModelFolder, inputs: tuple[TensorSpec, ...]) -> None:
     found = folder.options.get("content_type", JSON)
-    if found not in (JSON, NPY):
-        raise ModelError(f"model.toml says content_type = {found!r}; it is {JSON} or {NPY}")
+    if found not in (JSON, NPY, CSV):
+        raise ModelError(f"model.toml says content_type = {found!r}; it is {JSON}, {CSV} or {NPY}")
+    if found == CSV and folder.options.get("batched") is False:
+        raise ModelError(
+            "model.toml says batched = false, and a line is a row: max_batch_rows = 1 gives them one by one"
+        )
     if found == NPY and (len(inputs) != 1 or inputs[0].dtype == "string"):
         raise ModelError(
             f"model.toml says content_type = {found!r}, which holds one array of numbers; [inputs] has others"
         )
+
+
+def _with(context: object, function: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """A function of so many arguments, as the containers call it: with their context, where it has a place for that."""
+    if len(inspect.signature(function).parameters) != count + 1:
+        return function
+    return lambda *arguments: function(*arguments, context)
+
+
+def _lines(values: list[Tensor]) -> str:
+    """A line for each row, of the values of all inputs."""
+    table = [value.reshape(len(value), -1).tolist() for value in values]
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([*itertools.chain(*row)] for row in zip(*table, strict=True))
+    return stream.getvalue()
+
+
+def _columns(lines: str | bytes) -> Any:
+    """The rows of lines, of numbers if all of them are; one column is a value in each."""
+    rows = [row for row in csv.reader(io.StringIO(lines if isinstance(lines, str) else lines.decode())) if row]
+    try:
+        found = np.array(rows, np.float64)
+    except ValueError:
+        found = np.array(rows, object)
+    return found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
 
 
 def _native(value: Any, model: Any) -> Any:

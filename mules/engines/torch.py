@@ -1,7 +1,8 @@
 """PyTorch: one `*.pt2` file of torch.export, or one `*.pt` or `*.ts` file of TorchScript.
 
-An exported program tells its inputs; TorchScript tells their names alone, and model.toml [inputs] the rest.  One output
-is called `output`, several `output_0`, `output_1`, …, and those of a dict by their keys.
+An exported program tells its inputs; what it was given that is no tensor stays what it was.  TorchScript tells their
+names alone, and model.toml [inputs] the rest.  One output is called `output`, several `output_0`, `output_1`, …, and
+those of a dict by their keys.
 
 Runs in:  mule; the one place where torch is imported, after the fork.
 Shapes:   the first axis of every input and output is the rows; a fixed first axis is the size of a batch.
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export.graph_signature import ConstantArgument, InputKind
 
 from mules.engines.files import reading
 from mules.engines.tensors import batch_rows, padded, probe
@@ -62,15 +64,20 @@ def _load_exported(folder: ModelFolder, file: Path) -> TorchEngine:
     # of the arguments by place, and of those by name
     places, keywords = program.call_spec.in_spec.children()
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    values = [nodes[name].meta["val"] for name in program.graph_signature.user_inputs]
-    if len(values) != places.num_children + keywords.num_children:
+    given = [spec.arg for spec in program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT]
+    if len(given) != places.num_children + keywords.num_children:
         raise ModelError(f"{file} takes lists or dicts of tensors; export a module that takes each by itself")
-    names = [*list(program.graph_signature.user_inputs)[: places.num_children], *keywords.context]
-    inputs = tuple(_spec(file, *item) for item in zip(names, values, strict=True))
-    rows = batch_rows(folder, [size if type(size := value.shape[0]) is int else None for value in values])
+    names = [*(one.name for one in given[: places.num_children]), *keywords.context]
+    # those that are no tensors, and always as they were when it was exported
+    constants = {name: one.value for name, one in zip(names, given, strict=True) if isinstance(one, ConstantArgument)}
+    values = {
+        name: nodes[one.name].meta["val"] for name, one in zip(names, given, strict=True) if name not in constants
+    }
+    inputs = tuple(_spec(file, *item) for item in values.items())
+    rows = batch_rows(folder, [size if type(size := value.shape[0]) is int else None for value in values.values()])
 
     def call(tensors: dict[str, Any]) -> Any:
-        found = [tensors[name] for name in names]
+        found = [(constants | tensors)[name] for name in names]
         return module(
             *found[: places.num_children], **dict(zip(keywords.context, found[places.num_children :], strict=True))
         )

@@ -3,11 +3,14 @@
 import json
 import textwrap
 
+import joblib
 import numpy as np
 import pytest
+from sklearn.datasets import load_iris
+from sklearn.linear_model import LogisticRegression
 
 from mules import engines
-from serving.errors import EngineError, ModelError
+from serving.errors import EngineError, ModelError, SignatureMismatch
 
 ECHO = """
 import json
@@ -64,6 +67,68 @@ def test_an_array_comes_and_goes_as_npy(load):
     np.testing.assert_array_equal(engine.predict({"x": X})["y"], X * 2)
 
 
+LINES = """
+import io, json, pathlib
+import joblib
+import numpy as np
+import pandas as pd
+def model_fn(model_dir): return joblib.load(pathlib.Path(model_dir, "iris.joblib"))
+def input_fn(body, content_type):
+    assert content_type == "text/csv" and isinstance(body, str)
+    return pd.read_csv(io.StringIO(body), header=None)
+def predict_fn(data, model): return model.predict_proba(data.iloc[:, :4].to_numpy()), data[4]
+def output_fn(prediction, accept):
+    assert accept == "application/json"
+    probabilities, kinds = prediction
+"""
+DECLARED = 'content_type = "text/csv"\n[inputs]\nflower = "float64[4]"\nkind = "string"\n'
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "return json.dumps(probabilities.tolist())",
+        "return '\\n'.join(','.join(map(repr, row)) for row in probabilities.tolist()) + '\\n', accept_csv",
+    ],
+)
+def test_rows_come_as_lines(load, tmp_path, answer):
+    x, y = load_iris(return_X_y=True)
+    model = LogisticRegression(max_iter=1000).fit(x, y)
+    joblib.dump(model, tmp_path / "iris.joblib")
+    engine = load(LINES + f"    accept_csv = 'text/csv'\n    {answer}\n", DECLARED)
+    kinds = np.array([b'of a "kind", or not'] * 10, object)
+    found = engine.predict({"flower": x[::15], "kind": kinds})["prediction"]
+    assert found.tolist() == model.predict_proba(x[::15]).tolist()
+
+
+def test_a_line_that_is_no_text_is_the_clients_fault(load):
+    source = """
+    def model_fn(model_dir): return 1
+    def input_fn(body, content_type): return body.splitlines()
+    def predict_fn(data, model): return [1] * len(data)
+    """
+    engine = load(source, DECLARED)
+    kinds = np.array([b"a", b"b"], object)
+    assert engine.predict({"flower": np.ones((2, 4)), "kind": kinds})["prediction"].tolist() == [1, 1]
+    with pytest.raises(SignatureMismatch, match="input 'kind': found bytes that are not UTF-8"):
+        engine.predict({"flower": np.ones((1, 4)), "kind": np.array([b"\xff"], object)})
+
+
+@pytest.mark.parametrize("context", ["context", "context=None"])
+def test_the_context_goes_to_those_who_take_it(load, tmp_path, context):
+    source = f"""
+    import json
+    def model_fn(model_dir, {context}):
+        assert context.system_properties["model_dir"] == model_dir
+        return context
+    def input_fn(body, content_type, {context}): return json.loads(body)["x"], context
+    def predict_fn(data, model, {context}): return [[*data[0], data[1] is model is context]]
+    def output_fn(prediction, accept, {context}): return json.dumps(prediction), context and accept
+    """
+    engine = load(source, '[inputs]\nx = "float32"\n[outputs]\nprediction = "float32[2]"\n')
+    assert engine.predict({"x": X[0, :1]})["prediction"].tolist() == [[1, 1]]
+
+
 def test_a_function_that_is_missing_is_that_of_the_containers(load):
     source = """
     class Model:
@@ -94,6 +159,7 @@ def test_a_module_of_pytorch_is_given_tensors(load):
         ),
         ("", '[inputs]\nx = "int8"', "inference.py has no model_fn(model_dir), which loads the model"),
         (f"{ECHO}\ntransform_fn = 1", '[inputs]\nx = "int8"', "write it as input_fn, predict_fn and output_fn"),
+        (ECHO, f"batched = false\n{DECLARED}", "and a line is a row: max_batch_rows = 1 gives them one by one"),
         (ECHO, 'content_type = "application/x-npy"\n[inputs]\nx = "string"', "which holds one array of numbers"),
         (
             "def model_fn(d): return 1",

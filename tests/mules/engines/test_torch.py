@@ -19,6 +19,12 @@ class Several(torch.nn.Module):
         return x * factor[:, None], x + plus[:, None]
 
 
+class Set(torch.nn.Module):
+    def forward(self, x: torch.Tensor, times: int, plus=None, *, y: torch.Tensor, mode: str = "up", shift=0.5):
+        found = x * times if mode == "up" else x
+        return (found + shift if plus is None else found + plus) - y
+
+
 class Listed(torch.nn.Module):
     def forward(self, both: list[torch.Tensor]):
         return both[0] + both[1]
@@ -44,6 +50,15 @@ def test_arguments_go_by_place_and_by_name_and_outputs_are_numbered(load):
     outputs = engine.predict({"x": X, "factor": factor, "plus": plus})
     np.testing.assert_array_equal(outputs["output_0"], X * factor[:, None])
     np.testing.assert_array_equal(outputs["output_1"], X + plus[:, None])
+
+
+def test_what_is_no_tensor_is_as_it_was_when_the_program_was_exported(load):
+    rows = {0: ROWS}
+    shapes = {"x": rows, "times": None, "plus": None, "y": rows, "mode": None, "shift": None}
+    own = {"y": torch.ones(2, 2), "mode": "up", "shift": 0.25}
+    engine = load(Set(), (torch.ones(2, 2), 3, None), own, shapes=shapes)
+    assert {spec.name: str(spec) for spec in engine.signature.inputs} == {"x": "float32[2]", "y": "float32[2]"}
+    np.testing.assert_array_equal(engine.predict({"x": X, "y": X})["output"], X * 3 + np.float32(0.25) - X)
 
 
 @pytest.mark.parametrize("rows", [1, 2])
