@@ -9,11 +9,12 @@ import xgboost
 from scipy import sparse
 from sklearn.cluster import KMeans
 from sklearn.compose import make_column_transformer
+from sklearn.datasets import load_iris
 from sklearn.ensemble import HistGradientBoostingRegressor, VotingRegressor
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LinearRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
@@ -161,6 +162,25 @@ def test_columns_without_names_are_a_matrix(load, tmp_path):
     engine = load(model.fit(x, Y))
     assert specs(engine) == {"inputs": ("float64[2]", None)}
     assert engine.predict({"inputs": x})["predict"].tolist() == model.predict(x).tolist()
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_what_was_trained_on_single_precision_gets_it_where_model_toml_says_so(load, named):
+    x, y = load_iris(return_X_y=True)
+    rows = x.astype(np.float32) / 3
+    names = ["a", "b", "c", "d"]
+    take = (lambda found: pd.DataFrame(found, columns=names)) if named else np.asarray
+    split = (lambda found: dict(zip(names, found.T, strict=True))) if named else (lambda found: {"inputs": found})
+    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(take(rows), y)
+    # nothing in it tells of that for sure: in doubt a row is of double precision
+    wide = rows.astype(np.float64)
+    found = load(model).predict(split(wide))["predict_proba"]
+    assert found.tolist() == model.predict_proba(take(wide)).tolist()
+    declared = 'inputs = "float32[4]"' if not named else "\n".join(f'{name} = "float32"' for name in names)
+    engine = load(model, f"[inputs]\n{declared}\n")
+    assert {spec.dtype for spec in (*engine.signature.inputs, *engine.signature.outputs[1:])} == {"float32"}
+    assert engine.predict(split(rows))["predict_proba"].tolist() == model.predict_proba(take(rows)).tolist()
+    assert model.predict_proba(take(rows)).tolist() != model.predict_proba(take(wide)).tolist()
 
 
 def test_a_table_of_very_many_columns_is_a_matrix(load):
