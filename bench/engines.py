@@ -1,13 +1,13 @@
 """What an engine costs: one row, alone and in a batch of 32, by way of the engine and by calling its library.
 
-usage: python -m bench.engines [--only NAMES] [--seconds S] [--repeats N] [--out DIR]
+usage: python -m bench.engines [--only NAMES] [--repeats N] [--out DIR]
        python -m bench.engines train NAME FOLDER
-       python -m bench.engines library NAME FOLDER SECONDS
+       python -m bench.engines library NAME FOLDER
 
 For each engine a model is trained on handwritten digits, 64 numbers in and 10 out, and written as its library does.
-Then it is measured in turn by way of the engine (python -m mules.engines, from arrays by name to arrays by name, as a
+Then it is measured in turn by way of the engine (muleteer models verify, from arrays by name to arrays by name, as a
 replica calls it) and in a process that calls the library as its documents tell, from an array to an array; both with
-one thread.  Of all repeats the quickest counts.
+one thread, as often as a fifth of a second holds.  Of all repeats the quickest counts.
 
 Writes engines.json and a section of compare.md.
 
@@ -20,7 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
+import timeit
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -35,11 +35,8 @@ from bench.compare import RESULTS, names
 from bench.report import say
 from bench.work import ROOT
 
-SECONDS = 1.0
-REPEATS = 3
+REPEATS = 5
 ROWS = (1, 32)
-# of one measurement; the quickest is the one that others disturbed least
-PARTS = 5
 SEED = 7
 HIDDEN = 128
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -327,44 +324,41 @@ def render(costs: list[Costs]) -> str:
     return report.table(head, rows)
 
 
-def measure(name: str, folder: Path, seconds: float, repeats: int) -> Costs:
+def measure(name: str, folder: Path, repeats: int) -> Costs:
     """Train a model for an engine, and measure it in turn by both ways."""
     _run(["bench.engines", "train", name, str(folder)])
-    found: dict[str, list[dict[int, float]]] = {"engine": [], "library": []}
+    commands = {
+        "engine": ["muleteer", "models", "verify", "--json", "--model", str(folder)],
+        "library": ["bench.engines", "library", name, str(folder)],
+    }
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in commands}
     for _ in range(repeats):
-        told = json.loads(
-            _run(["mules.engines", str(folder), "--seconds", str(seconds), "--rows", ",".join(map(str, ROWS))])
-        )
-        found["engine"].append({int(rows): cost for rows, cost in told["row_us"].items()})
-        told = json.loads(_run(["bench.engines", "library", name, str(folder), str(seconds)]))
-        found["library"].append({int(rows): cost for rows, cost in told.items()})
-    quickest = {way: {rows: min(one[rows] for one in own) for rows in ROWS} for way, own in found.items()}
+        for way, command in commands.items():
+            found[way].append(json.loads(_run(command))["ms"])
+    quickest = {
+        way: {rows: min(one[str(rows)] for one in own) / rows * 1000 for rows in ROWS} for way, own in found.items()
+    }
     return Costs(name, quickest["engine"], quickest["library"])
 
 
 def _run(command: list[str]) -> str:
     """The last line that a module prints, run in a process of its own."""
-    environ = os.environ | ONE_THREAD | {"TF_CPP_MIN_LOG_LEVEL": "3", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    serving = {"SERVING_REPLICA_THREADS": "1", "SERVING_MAX_BATCH_ROWS": str(ROWS[-1])}
+    environ = os.environ | ONE_THREAD | serving | {"TF_CPP_MIN_LOG_LEVEL": "3", "MLFLOW_DISABLE_TELEMETRY": "true"}
     told = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=environ, capture_output=True, text=True)
     if told.returncode:
         raise ValueError(f"{' '.join(command)}: {told.stderr.strip()[-800:]}")
     return told.stdout.splitlines()[-1] if told.stdout else ""
 
 
-def _cost_us(call: Callable[[], Any], seconds: float) -> float:
-    call()
-    found = []
-    for _ in range(PARTS):
-        calls, start = 0, time.perf_counter()
-        while (took := time.perf_counter() - start) < seconds / PARTS:
-            call()
-            calls += 1
-        found.append(took / calls)
-    return min(found) * 1e6
+def _ms(call: Call, rows: Array) -> float:
+    # the first one may take longer
+    call(rows)
+    calls, took_s = timeit.Timer(partial(call, rows)).autorange()
+    return took_s / calls * 1000
 
 
-def _in_child(arguments: list[str]) -> None:
-    verb, name, folder, *rest = arguments
+def _in_child(verb: str, name: str, folder: str) -> None:
     path = Path(folder)
     if verb == "train":
         path.mkdir(parents=True)
@@ -372,26 +366,24 @@ def _in_child(arguments: list[str]) -> None:
         return
     call, dtype = SUBJECTS[name].library(path), SUBJECTS[name].dtype
     # zeros, as the engine's warm-up has them
-    costs = {rows: _cost_us(partial(call, np.zeros((rows, 64), dtype)), float(rest[0])) / rows for rows in ROWS}
-    print(json.dumps(costs))
+    print(json.dumps({"ms": {rows: _ms(call, np.zeros((rows, 64), dtype)) for rows in ROWS}}))
 
 
 def main() -> int:
     """Measure, write, print the table."""
     if sys.argv[1:2] in (["train"], ["library"]):
-        _in_child(sys.argv[1:])
+        _in_child(*sys.argv[1:])
         return 0
     parser = argparse.ArgumentParser(prog="bench.engines", description=(__doc__ or "").partition("\n")[0])
     told = ",".join(SUBJECTS)
     parser.add_argument("--only", type=names(list(SUBJECTS)), default=list(SUBJECTS), metavar="NAMES", help=f"({told})")
-    parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help=f"a measurement ({SECONDS:g})")
     parser.add_argument("--repeats", type=int, default=REPEATS, metavar="N", help=f"of all of it ({REPEATS})")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the results go (bench/results)")
     arguments = parser.parse_args()
     costs = []
     with tempfile.TemporaryDirectory(prefix="bench-engines-") as folder:
         for name in arguments.only:
-            costs.append(measure(name, Path(folder, name), arguments.seconds, arguments.repeats))
+            costs.append(measure(name, Path(folder, name), arguments.repeats))
             say(f"{name}: {costs[-1].engine_us} µs, the library {costs[-1].library_us}")
     text = "\n\n".join(
         [
