@@ -81,8 +81,9 @@ class Seats:
         versions = mmap.mmap(-1, 8 * seats)
         versions[:] = struct.pack("q", ANY) * seats
         self._versions = memoryview(versions).cast("q")
-        # 1 once a task has named one
-        self._naming = mmap.mmap(-1, 1)
+        # 1 from before a task that names one waits there until its thread has left
+        self._naming = mmap.mmap(-1, seats)
+        self._none_named = bytes(seats)
         self._heads = mmap.mmap(-1, _HEAD.size * seats)
         # mapped, and used only where a frame has been
         self._stride = stride(max_frame_bytes)
@@ -99,7 +100,7 @@ class Seats:
         self._frames[start : start + len(frame)] = frame
         self._versions[ticket.seat] = ticket.version
         if ticket.version != ANY:
-            self._naming[0] = 1
+            self._naming[ticket.seat] = 1
         written = _HEAD.pack(ticket.uuid, len(frame), ticket.alone)
         # the uuid last: all that is read with it is its own
         self._heads[head + 16 : head + _HEAD.size] = written[16:]
@@ -109,6 +110,8 @@ class Seats:
     def leave(self, seat: int) -> None:
         """Wait no longer."""
         self._rows[seat] = 0
+        if self._naming[seat]:
+            self._naming[seat] = 0
 
     def awaits(self, ticket: Ticket) -> bool:
         """Whether the thread that offered a ticket still waits."""
@@ -167,13 +170,15 @@ class Seats:
         return Ticket(uuid, rows, seat, 0, bool(alone), self._versions[seat])
 
     def naming(self) -> bool:
-        """Whether any task has ever named a version."""
-        return self._naming[0] != 0
+        """Whether any task that somebody waits for names a version."""
+        return self._naming[:] != self._none_named
 
     def named(self, first: int) -> list[int]:
-        """The seats whose last task names a version, beginning with a certain one."""
-        versions = self._versions[:].tolist()
-        return [seat for seat in (*range(first, self.count), *range(first)) if versions[seat] != ANY]
+        """The seats of tasks that name a version, beginning with a certain one."""
+        naming, seats, seat = self._naming[:], [], -1
+        while (seat := naming.find(1, seat + 1)) >= 0:
+            seats.append(seat)
+        return sorted(seats, key=lambda seat: seat < first)
 
     def claim(self, ticket: Ticket) -> None:
         """What stands somewhere else is no longer offered by its seat.  Locked."""

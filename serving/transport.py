@@ -166,7 +166,7 @@ class Transport(ABC):
         self._version, self._default, self._known = version, default, known
 
     def naming(self) -> bool:
-        """Whether any task has ever named a version."""
+        """Whether any task that somebody waits for names a version."""
         return self._seats.naming()
 
     def take(self, wait_s: float, max_rows: int, shared_rows: float = math.inf) -> list[Taken]:

@@ -11,6 +11,8 @@ and each read another may run on.  For small scenes all schedules with at most o
 except those that differ only in what no other actor touches; each with every death of one replica that leaves another
 memory, before the others run or among them.  For larger scenes schedules are drawn, always the same ones.
 
+Replicas sleep as well, until one is rung: none sleeps on while something waits for it.
+
 Any order of whole acts, with any kills, is drawn by a state machine.
 
 Some tasks name a version: two replicas serve one of them and the third another, by default as well or not.
@@ -110,6 +112,8 @@ class Shared(MemoryTransport):
                     memory[index] = value
         self._queue.clear()
         self.steps, self.last = 0, None
+        # whether the doorbell has rung, and who has not heard the gong yet
+        self.rung, self.unheard = False, set()
         # the seats whose threads were woken; and the uuids of all replies that were ever left
         self.woken = set()
         self.left = []
@@ -184,11 +188,20 @@ class Shared(MemoryTransport):
 
     def _ring(self):
         self.step("doorbell")
-        super()._ring()
+        self.rung = True
 
     def _ring_all(self):
         self.step("doorbell")
-        super()._ring_all()
+        self.unheard.update(range(1, REPLICAS + 1))
+
+    def _sleep(self, wait_s):
+        """Until it rings; there is no other end."""
+        id, default = self._id, self._default
+        self.turns.wait(lambda: id in self.unheard or (default and self.rung))
+        self.unheard.discard(id)
+        if default:
+            self.rung = False
+        return True
 
 
 def digest(ticket):
@@ -228,6 +241,8 @@ class World:
         self.dead = set()
         # the seats of workers that have died and have no successor yet
         self.ended = set()
+        # the replicas that sleep in the end
+        self.asleep = set()
 
     # ---- threads
 
@@ -327,8 +342,12 @@ class World:
         for other in sorted(self.dead, reverse=backwards):
             self.recover(other)
 
-    def _take(self, id, backwards):
-        taken = self.transport.take(0, 2)
+    def _wait(self, id, backwards):
+        while not self.holding.get(id):
+            self._take(id, backwards, 1)
+
+    def _take(self, id, backwards, wait_s=0):
+        taken = self.transport.take(wait_s, 2)
         self.holding.setdefault(id, []).extend(taken)
         version, default = self.versions.get(id, (ANY, True))
         for one in taken:
@@ -375,7 +394,7 @@ class World:
             if not self.holding[id]:
                 break
 
-    _acts = {"R": _recover, "T": _take, "P": _predict, "S": _serve, "B": _begin, "E": _end}
+    _acts = {"R": _recover, "T": _take, "Z": _wait, "P": _predict, "S": _serve, "B": _begin, "E": _end}
 
     # ---- the end
 
@@ -441,7 +460,7 @@ def kill_everywhere(tasks, programs, eager, backwards, max_attempts, kills=(), v
             count += kill_everywhere(tasks, programs, eager, backwards, max_attempts, (*kills, steps), versions)
 
 
-# R: recover the dead, T: take, P: predict and publish, S: serve to the end
+# R: recover the dead, T: take, Z: sleep until there is something to take, P: predict and publish, S: serve to the end
 CHAINS = {
     "and its heir, as it recovers": [(1, "S"), (2, "RS")],
     "and its successor, as it recovers": [(1, "S"), (1, "RS")],
@@ -618,11 +637,11 @@ class Turns:
         actor = self._runs
         if to is not actor:
             transport = self._transport
-            actor.own = transport._own, transport._version, transport._default
+            actor.own = transport._id, transport._own, transport._version, transport._default
             self._pass(to)
             actor.gate.acquire()
             self._runs = actor
-            transport._own, transport._version, transport._default = actor.own
+            transport._id, transport._own, transport._version, transport._default = actor.own
         if self._over:
             raise Parked
 
@@ -687,6 +706,9 @@ class Scene:
         for seat, acts in self._threads.items():
             turns.add(partial(self._thread, world, turns, seat, acts))
         turns.run(THREADS)
+        for id in world.asleep:
+            world.start(id)
+            assert not world.transport._tempting(), "nobody woke whom a task waits for"
         # before the threads come to look: what is answered must not be predicted again
         for id in world.alive if self._versions else world.alive[:1]:
             world.act(id, "RS")
@@ -699,6 +721,10 @@ class Scene:
         for act in acts:
             if act == "D":
                 turns.wait(lambda: world.dead)
+            elif act == "Z":
+                world.asleep.add(id)
+                world._acts[act](world, id, False)
+                world.asleep.discard(id)
             else:
                 world._acts[act](world, id, False)
 
@@ -832,6 +858,26 @@ def test_whoever_runs_where_there_are_two_versions(third):
             ("v", {1: "TP", 3: "TPTP"}, {0: "WtW"}, 1),
             ("tv", {1: "TP", 3: "TP"}, {0: "LvW"}, 1),
             ("t", {1: "TPTP", 3: "TP"}, {0: "WuW"}, 1),
+        ]
+    )
+
+    assert count > 20
+
+
+@pytest.mark.parametrize("third", [True, False], ids=["by default", "not by default"])
+def test_whoever_sleeps_while_tasks_come_and_go(third):
+    versions = {1: (1, True), 2: (1, True), 3: (2, third)}
+    count = sum(
+        every_schedule(Scene("", replicas, threads, versions=versions), bound)
+        for replicas, threads, bound in [
+            ({3: "ZP"}, {0: "v"}, 3),
+            ({1: "ZP"}, {0: "tLw"}, 2),
+            ({1: "ZP", 3: "ZP"}, {0: "v"}, 1),
+            ({1: "ZP", 3: "ZP"}, {0: "t"}, 2),
+            # one that named a version leaves while another names it
+            ({3: "ZPZP"}, {0: "vLt", 1: "v"}, 1),
+            ({1: "ZP", 3: "ZP"}, {0: "vLt", 1: "v"}, 0),
+            ({1: "ZPZP", 3: "ZP"}, {0: "vWwW"}, 1),
         ]
     )
 
