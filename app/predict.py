@@ -66,7 +66,8 @@ class Predict:
         self._quarantine = quarantine
         self._plan = plan
         self._deadline_s = settings.deadline_ms / 1000
-        self._served = board.service()
+        # by the version that a request names: who serves it, as of the last look
+        self._services = {ANY: board.service()}
         self._look_at = 0.0
         # who has more time than this is not late, even if a row came to each seat since the last look
         self._most_s = 0.0
@@ -95,7 +96,6 @@ class Predict:
     def _predict(self, environ: Mapping[str, Any], route: Route, start: float, request_id: str) -> Answer:
         if start >= self._look_at:
             self._look(start)
-        service = self._served
         deadline = start + self._deadline_s
         passed_on = environ.get("HTTP_X_PASSED_ON")
         if passed_on:
@@ -103,14 +103,15 @@ class Predict:
             deadline -= max(0.0, time.time() - float(passed_on))
         if "HTTP_X_REQUEST_TIMEOUT_MS" in environ:
             deadline -= self._deadline_s - self._timeout_s(environ)
+        wanted = route.version or environ.get("HTTP_X_MODEL_VERSION")
+        version = ANY if wanted is None else self._version(wanted)
+        service = self._services.get(version) or self._service(version)
         card = service.card
         if route.model and card is not None and route.model != card.name:
             raise ModelNotFound(f"the model here is {card.name!r}, not {route.model[:64]!r}")
-        wanted = route.version or environ.get("HTTP_X_MODEL_VERSION")
-        version = ANY if wanted is None else self._version(wanted)
-        if card is None or ((version != ANY or not service.defaults) and self._board.hopeless(deadline, version)):
+        if card is None or (not service.replicas and self._board.hopeless(deadline, version)):
             raise ModelLoading("no replica has loaded the model; /readyz shows how far they are, and why not")
-        short = deadline - start <= self._most_s
+        short = deadline - start <= self._most_s or ANY not in service.versions
         if short:
             if deadline <= start:
                 raise DeadlineExceeded("no thread was free before the deadline (deadline_ms, or X-Request-Timeout-Ms)")
@@ -193,22 +194,29 @@ class Predict:
                 raise ModelLoading(f"no replica has loaded version {version}; /readyz shows how far they are")
         return version
 
+    def _service(self, version: int) -> Service:
+        """Those who serve a version that has not been named since the last look."""
+        service = self._services[version] = self._board.service(version)
+        return service
+
     def _look(self, now: float) -> None:
         """Look at who serves, and at what waits."""
         if self._pid != os.getpid():
             self._uuids = itertools.count(uuid.uuid4().int >> 1)
             self._pid = os.getpid()
-        self._served, self._look_at = self._board.service(), now + _LOOK_S
+        service = self._board.service()
+        self._services, self._look_at = {ANY: service}, now + _LOOK_S
         self._draining, self._crowded = self._drains(), self._transport.crowded()
         if self._settings.refuse_late:
-            self._most_s = self._served.drain_s(self._transport.waiting_rows() + self._settings.seats) * MARGIN
+            waiting = self._transport.waiting_rows(service.versions)
+            self._most_s = service.drain_s(waiting + self._settings.seats) * MARGIN
 
     def _refuse_late(self, rows: int, deadline: float, service: Service) -> None:
         """Raise Overloaded when what waits already takes longer than there is time.
 
         Where a replica is free it is tried in any case: only that tells when the model is faster again.
         """
-        waiting = self._transport.waiting_rows() if self._settings.refuse_late else 0
+        waiting = self._transport.waiting_rows(service.versions) if self._settings.refuse_late else 0
         needs_s = service.drain_s(waiting + rows) * MARGIN
         left_s = deadline - time.monotonic()
         if waiting >= max(1, service.replicas) and needs_s > max(0.0, left_s):

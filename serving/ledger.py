@@ -126,9 +126,11 @@ class Seats:
         # and did while it was read
         return frame if uuid == ticket.uuid == self._heads[head : head + 16] else None
 
-    def rows(self) -> int:
-        """The rows of all tasks that somebody waits for."""
-        return sum(self._rows)
+    def rows(self, versions: Collection[int] | None = None) -> int:
+        """The rows of all tasks that somebody waits for, or of those that name one of some versions (ANY: none)."""
+        if versions is None or (ANY in versions and not self.naming()):
+            return sum(self._rows)
+        return sum(rows for rows, version in zip(self._rows, self._versions, strict=True) if version in versions)
 
     def taken(self, seats: range) -> int:
         """At how many of these seats somebody waits."""

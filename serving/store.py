@@ -231,14 +231,14 @@ class Record:
 
 
 class Service(NamedTuple):
-    """The replicas that serve, all together: their model, how many they are, and the mean of their paces.
+    """Those who serve the same tasks, all together: their model, how many they are, and the mean of their paces.
 
-    defaults: how many of them answer requests that name no version.
+    versions: which ones these tasks name, ANY for none.
     """
 
     card: ModelCard | None
     replicas: int
-    defaults: int
+    versions: frozenset[int]
     batch_rows: int
     overhead_s: float
     row_s: float
@@ -310,15 +310,19 @@ class Board:
         posts = [record for record in self.posts() if record.default]
         return bool(posts) and all(record.hopeless for record in posts)
 
-    def service(self) -> Service:
-        """What those who serve can do now."""
+    def service(self, version: int = ANY) -> Service:
+        """What those who serve a version can do now; without one, or where they do, those who serve by default."""
         now = time.monotonic()
         ready = self.ready(now)
+        own = [record for record in ready if record.version == version]
+        # they take what names their version from the same queue as what names none
+        default = version == ANY or any(record.default for record in own)
+        ready = [record for record in ready if record.default] if default else own
         count = len(ready) or 1
         return Service(
             self.card(),
             len(ready),
-            sum(record.default for record in ready),
+            frozenset([ANY if default else version, *(record.version for record in ready)]),
             max(1, min((record.batch_rows for record in ready), default=1)),
             sum(record.overhead_s for record in ready) / count,
             sum(record.row_s for record in ready) / count,

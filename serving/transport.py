@@ -132,9 +132,9 @@ class Transport(ABC):
         """Whether a thread still waits for a reply."""
         return not self._seats.empty()
 
-    def waiting_rows(self) -> int:
-        """The rows of all tasks that somebody waits for, queued or held."""
-        return self._seats.rows()
+    def waiting_rows(self, versions: Collection[int] | None = None) -> int:
+        """The rows of all tasks that somebody waits for, queued or held; of those that name one of some versions."""
+        return self._seats.rows(versions)
 
     def crowded(self) -> bool:
         """Whether far more requests wait in this process than in another of its kind."""

@@ -11,7 +11,7 @@ import pytest
 
 from app import predict
 from serving.errors import ReplicaCrashed
-from serving.ledger import Ticket
+from serving.ledger import ANY, Ticket
 from serving.memory_transport import MemoryTransport
 from serving.plan import Plan, PlanFile, Release
 from serving.quarantine import digest
@@ -196,9 +196,9 @@ def test_a_reply_that_comes_too_late_is_not_given_to_the_next_request(make_chain
     assert chain.post(b'{"x": [2]}').json["sum"] == 2.0
 
 
-def wait(chain, rows, seat=60):
+def wait(chain, rows, seat=60, version=ANY):
     """A request of another thread waits."""
-    chain.transport.offer(Ticket(bytes([seat]) * 16, rows, seat), b"another")
+    chain.transport.offer(Ticket(bytes([seat]) * 16, rows, seat, version=version), b"another")
 
 
 @pytest.mark.parametrize(("rows", "retry_after"), [(1, "1"), (31, "2"), (95, "5")])
@@ -424,6 +424,45 @@ def test_who_names_a_version_whose_replicas_died_waits_and_one_that_is_not_loade
     check_problem(chain.post(b'{"x": [1]}', X_Model_Version=name), 503, "model_loading", "/readyz")
     # which is nothing to the others
     check_problem(chain.post(b'{"x": [1]}', X_Request_Timeout_Ms="50"), 504, "deadline")
+
+
+@pytest.mark.parametrize("refuse_late", [True, False])
+def test_what_waits_for_another_version_makes_nobody_late(make_chain, plan, refuse_late):
+    chain = make_chain(plan=plan, deadline_ms=1000, refuse_late=refuse_late).ready()
+    stable, canary = chain.board.records[:2]
+    canary.describe(replace(stable.card(), version=4, labels=("canary",)))
+    canary.default = 0
+    canary.beat()
+    canary.succeed()
+    stable.row_s = canary.row_s = 0.1
+
+    def late(told="what waits takes 2100 ms", **name):
+        if refuse_late:
+            check_problem(chain.post(GOOD, **name), 503, "overloaded", told)
+
+    def in_time(timeout_ms="200", **name):
+        # it is offered, and nobody is there to answer it
+        check_problem(chain.post(GOOD, X_Request_Timeout_Ms=timeout_ms, **name), 504, "deadline")
+
+    wait(chain, 20, version=4)
+    in_time()
+    in_time(X_Model_Version="3")
+    late(X_Model_Version="4")
+    late(X_Model_Version="canary")
+    chain.transport._seats.leave(60)
+    for version in (ANY, 3):
+        wait(chain, 20, version=version)
+        # one replica of two has nothing to do with it
+        late()
+        late(X_Model_Version="3")
+        in_time(X_Model_Version="canary")
+    # each version has its own queue, and its own pace
+    wait(chain, 40, seat=61, version=4)
+    canary.row_s = 0.01
+    late()
+    in_time("600", X_Model_Version="4")
+    canary.row_s = 1.0
+    late("what waits takes 41000 ms", X_Model_Version="4")
 
 
 def test_a_label_that_moves_while_its_task_waits_is_followed(make_chain, plan):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from serving.ledger import ANY
 from serving.model import ModelCard
 from serving.signature import Signature, TensorSpec
 from serving.store import Board, Record, State
@@ -229,8 +230,9 @@ def test_a_replica_that_says_nothing_and_one_whose_process_died_say_so(board, re
     assert status(board).reason == "the process was killed by signal 11 (SIGSEGV); the next load is in 1 s"
 
 
-def serve(record, overhead_s, row_s, batch_rows):
-    record.describe(replace(card(), max_batch_rows=batch_rows))
+def serve(record, overhead_s, row_s, batch_rows, version=1, default=True):
+    record.describe(replace(card(version), max_batch_rows=batch_rows))
+    record.default = int(default)
     record.overhead_s, record.row_s = overhead_s, row_s
     record.beat()
     record.succeed()
@@ -262,6 +264,26 @@ def test_a_replica_that_says_nothing_has_no_part_in_the_pace(board):
     serve(second, 0.0, 0.0, 10)
     second.heartbeat -= HEARTBEAT_S + 1
     assert board.service().drain_s(10) == pytest.approx(1.5)
+
+
+def test_who_serves_a_version_is_told_from_those_who_serve_others(board):
+    first, second, third = board.records
+    serve(first, 0.5, 0.1, 10)
+    serve(second, 0.0, 0.2, 10, version=2, default=False)
+    serve(third, 0.0, 0.4, 10, version=2, default=False)
+    for version, replicas, versions, needs_s in [
+        (ANY, 1, {ANY, 1}, 1.5),
+        (1, 1, {ANY, 1}, 1.5),
+        (2, 2, {2}, 5 * 0.3),
+        (3, 0, {3}, 0.0),
+    ]:
+        service = board.service(version)
+        assert (service.replicas, service.versions) == (replicas, versions)
+        assert service.drain_s(10) == pytest.approx(needs_s)
+    # as while one version follows another: all of them share one queue
+    third.default = 1
+    for version in (ANY, 1, 2):
+        assert board.service(version).versions == {ANY, 1, 2} and board.service(version).replicas == 2
 
 
 def test_a_success_ends_the_count_of_failures_and_is_remembered(record):

@@ -777,6 +777,26 @@ class TransportContract:
         transport.serve(2, False, lambda version: True)
         assert numbers(take(transport)) == [1]
 
+    def test_nobody_looks_for_those_who_name_a_version_when_they_have_left(self, transport):
+        looks = []
+        transport.serve(1, True, lambda version: True)
+        with pytest.MonkeyPatch.context() as patch:
+            named = transport._seats.named
+            patch.setattr(transport._seats, "named", lambda first: looks.append(1) or named(first))
+            tickets = [offer(transport, number, version=1 + number % 2) for number in range(4)]
+            assert numbers(take(transport)) == [0, 2]
+            assert looks and transport.naming()
+            for ticket in tickets[1:]:
+                leave(transport, ticket)
+            assert transport.naming()
+            # its worker died, and the next one starts
+            transport.start_seats([tickets[0].seat])
+            looks.clear()
+            assert not transport.naming()
+            offer(transport, 5)
+            assert numbers(take(transport)) == [5]
+            assert not transport._tempting() and take(transport) == [] and not looks
+
     def test_no_seat_that_names_a_version_waits_for_others_for_ever(self, transport):
         transport.serve(2, False, lambda version: True)
         found = []
@@ -838,6 +858,17 @@ class TransportContract:
         assert transport.waiting_rows() == 4
         finish(transport, take(transport))
         assert not transport.waiting()
+
+    def test_the_rows_that_wait_for_a_version_are_told_from_those_for_others(self, transport):
+        tickets = [offer(transport, number, rows=number, version=ANY) for number in (1, 2)]
+        assert transport.waiting_rows([ANY]) == transport.waiting_rows([ANY, 2]) == 3
+        assert transport.waiting_rows([2]) == 0
+        tickets += [offer(transport, number, rows=number, version=number) for number in (4, 8)]
+        assert [transport.waiting_rows(some) for some in ([ANY], [ANY, 4], [4], [4, 8], [9])] == [3, 7, 4, 12, 0]
+        assert transport.waiting_rows() == 15
+        for ticket in tickets:
+            leave(transport, ticket)
+        assert [transport.waiting_rows(some) for some in ([ANY], [4, 8])] == [0, 0]
 
     def test_nobody_waits_for_a_task_that_is_past_its_deadline(self, transport):
         tickets = [offer(transport, number) for number in range(MANY)]
