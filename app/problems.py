@@ -63,7 +63,8 @@ def register(app: Flask, form: Callable[[str, str], bytes | None]) -> None:
 
     @app.errorhandler(ServingError)
     def refusal(error: ServingError) -> Response:
-        return Response(of_error(error, request_id(request.environ)), error.status, mimetype=MEDIA_TYPE)
+        id = request_id(request.environ)
+        return Response(of_error(error, id), error.status, {"X-Request-ID": id}, mimetype=MEDIA_TYPE)
 
     @app.errorhandler(HTTPException)
     def problem(error: HTTPException) -> Response:

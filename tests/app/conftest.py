@@ -43,7 +43,7 @@ class Double:
 class Chain:
     """One app; its replicas run once they are asked to."""
 
-    def __init__(self, model=None, transport=None, plan=None, **settings):
+    def __init__(self, model=None, transport=None, plan=None, loads=None, **settings):
         self.model = model or Double()
         self.signature = signature(self.model.inputs, self.model.outputs)
         self.transport = transport or MemoryTransport()
@@ -51,7 +51,7 @@ class Chain:
         self.quarantine = Quarantine(MemoryNotes(), 60)
         self.plan = plan or PlanFile(Path("there is none"))
         settings = replace(SETTINGS, **settings)
-        self.app = create_app(settings, self.transport, self.board, self.quarantine, self.plan)
+        self.app = create_app(settings, self.transport, self.board, self.quarantine, self.plan, loads=loads)
         self._clients = {"short cut": Client(self.app.wsgi_app), "flask": Client(self.app.wsgi_app.flask_door)}
         self._stopped = threading.Event()
         self._threads = []
