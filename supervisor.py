@@ -409,8 +409,11 @@ class Supervisor:
         while not (ready := instance.readyz()):
             self._next_event(0.1)
         failures = (ready.get("spare") or {}).get("failures", 0)
-        instance.serve(plan)
+        instance.serve(plan.beside(before))
         try:
+            self._until_served(instance.plan, failures)
+            # all that is new is there
+            instance.serve(plan)
             done = self._until_served(plan, failures)
         except (LoadError, OSError) as error:
             if isinstance(error, LoadError) and error.release and error.release.version not in before.versions.values():
@@ -442,9 +445,11 @@ class Supervisor:
             surplus = plan.surplus(replica["release"] for replica in replicas)
             fits = [replica for replica, many in zip(replicas, surplus, strict=True) if not many]
             new = sum(replica["ready"] for replica in fits)
+            # each looks at the plan now and then
+            known = all(_as_planned(replica, plan) for replica in fits if replica["ready"])
             # one that is being replaced stands there beside the new one
             text = f"{instance.model.name}, {plan}, {new} of {total} replicas"
-            if new == len(replicas) == total:
+            if new == len(replicas) == total and known:
                 return text
             # those of an earlier reload are forgotten at some time after this one has begun
             failures = min(failures, spare["failures"])
@@ -575,6 +580,12 @@ def _in_child() -> None:
     """Between fork and exec: signals as usual, and an end with the supervisor, however that ends."""
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _as_planned(replica: dict[str, Any], plan: Plan) -> bool:
+    """Whether a replica, as /readyz shows it, answers to what its release is to answer to."""
+    release = plan.release(replica["release"])
+    return release is None or (replica["default"], tuple(replica["labels"])) == (release.default, release.labels)
 
 
 def _group(leader: int) -> set[int]:

@@ -70,6 +70,19 @@ class Plan:
         """The release of a number, None when it is not to be served."""
         return next((release for release in self.releases if release.number == number), None)
 
+    def beside(self, before: "Plan") -> "Plan":
+        """The plan while its versions are loaded: those of the plan before keep their labels, and answer by default.
+
+        So nobody waits for one that is to follow them and does not serve yet.
+        """
+
+        def both(release: Release) -> Release:
+            old = before.release(release.number) or release
+            labels = tuple(sorted({*release.labels, *old.labels}))
+            return replace(release, default=release.default or old.default, labels=labels)
+
+        return replace(self, releases=tuple(map(both, self.releases)))
+
     @property
     def versions(self) -> dict[str, int]:
         """The versions, by their numbers and by their labels."""
@@ -78,7 +91,7 @@ class Plan:
 
     @property
     def default(self) -> Release:
-        """That which answers requests that name no version."""
+        """That which answers requests that name no version; the one that is to, where another still does."""
         return next(release for release in self.releases if release.default)
 
     def lacking(self, numbers: Collection[int]) -> Release:

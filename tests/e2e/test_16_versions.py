@@ -222,7 +222,30 @@ def test_labels_are_for_versions_and_a_request_may_name_either(start, model):
         # and the replicas with them: the default has most
         serves(server, 1, 2, 2)
     assert set(replicas) & {replica["pid"] for replica in server.ready()["replicas"]}
-    assert named(server, "canary").status == 404
+    wait_until(lambda: named(server, "canary").status == 404, "the name is gone")
+
+
+@pytest.mark.parametrize("labels", [({}, {}), ({"stable": 2, "canary": 1}, {"stable": 3, "canary": 2})])
+def test_a_version_answers_until_the_one_that_follows_it_is_loaded(start, model, labels):
+    before, after = labels
+    write_version(model, 2)
+    label(model, **before)
+    settings = {"SERVING_VERSION_POLICY": "latest 2", "SERVING_DEADLINE_MS": 1000}
+    server = start(MODEL=model, MULES=2, **settings).wait_ready()
+    serves(server, 1, 2)
+    # longer than anybody waits
+    write_version(model, 3, load="import time; time.sleep(3)")
+    label(model, **after)
+    names = ["", *after]
+    with load(server, *names, clients=2) as found:
+        assert named(server).headers["x-model-version"] == "2"
+        assert reload(server)[0] == 0
+        # by then all is as it is to be
+        for name in names:
+            expected = str(after.get(name, 3))
+            assert named(server, name or None).headers["x-model-version"] == expected
+    assert {*found[""]} == {"2", "3"}
+    assert versions(server) == [2, 3]
 
 
 def test_a_replica_that_dies_of_those_who_named_it_loses_nobody(start, model):

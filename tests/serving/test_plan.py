@@ -104,6 +104,24 @@ def test_a_release_stays_until_its_version_changes_or_all_is_loaded_anew():
     assert made(1, 2, 3, before=first).serves_as(third) and not third.serves_as(first)
 
 
+def test_those_of_the_plan_before_answer_until_what_follows_them_is_loaded():
+    made = partial(make, numbers=itertools.count(1), policy="latest 2")
+    before = made(1, 2, labels={"stable": 2, "canary": 1})
+    plan = made(1, 2, 3, labels={"stable": 3, "canary": 2}, before=before)
+    between = plan.beside(before)
+    assert [(one.version, one.labels, one.default) for one in between.releases] == [
+        (3, ("stable",), True),
+        (2, ("canary", "stable"), True),
+    ]
+    assert between.default == plan.default and about(between)[0] == about(plan)[0]
+    # what is there is asked for until then
+    assert between.versions["stable"] == 2
+    assert plan.beside(Plan()) == plan.beside(plan) == plan
+    # one that is loaded anew is another
+    anew = made(1, 2, labels={"stable": 1}, before=before, anew=True)
+    assert anew.beside(before) == anew
+
+
 def test_who_lacks_most_is_loaded_next_and_who_is_too_many_goes():
     made = make(1, 2, policy="all", mules=5)
     assert [made.lacking(numbers).number for numbers in ([], [1], [1, 2], [1, 2, 1, 1])] == [1, 2, 1, 2]
