@@ -335,6 +335,9 @@ class Board:
         stamps = [record.stamp for record in ready]
         if stamps != self._versions[0]:
             cards = [card for record in ready if (card := record.card())]
+            if len(cards) < len(ready):
+                # one is being written: what was known before is true of the others
+                return self._versions[1]
             names = {label: card.version for card in cards for label in card.labels}
             self._versions = stamps, names | {str(card.version): card.version for card in cards}
         return self._versions[1]

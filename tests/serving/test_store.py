@@ -363,6 +363,19 @@ def test_a_card_that_is_half_written_leaves_the_last_whole_one(board):
     assert board.card() == card(2)
 
 
+def test_a_version_is_known_also_while_its_card_is_written_anew(board):
+    first, second, _ = board.records
+    for version, record in ((1, first), (2, second)):
+        serve(record, 0.0, 0.1, 10, version)
+    assert board.versions() == {"1": 1, "2": 2}
+    # both get other labels, and one has just got them
+    first.describe(replace(card(1), labels=("stable",)))
+    second._card[9] ^= 0xFF
+    assert board.versions() == {"1": 1, "2": 2}
+    second.describe(replace(card(2), labels=("canary",)))
+    assert board.versions() == {"1": 1, "2": 2, "stable": 1, "canary": 2}
+
+
 def test_a_card_that_is_written_while_the_one_before_is_read_is_noticed(board):
     class Overtaken(Record):
         """Publishes its next card just after its present one was read."""
