@@ -66,8 +66,9 @@ class Predict:
         self._quarantine = quarantine
         self._plan = plan
         self._deadline_s = settings.deadline_ms / 1000
-        # by the version that a request names: who serves it, as of the last look
-        self._services = {ANY: board.service()}
+        # those who serve, and by version those who serve one that was named, as of the last look
+        self._served = board.service()
+        self._named: dict[int, Service] = {}
         self._look_at = 0.0
         # who has more time than this is not late, even if a row came to each seat since the last look
         self._most_s = 0.0
@@ -105,7 +106,7 @@ class Predict:
             deadline -= self._deadline_s - self._timeout_s(environ)
         wanted = route.version or environ.get("HTTP_X_MODEL_VERSION")
         version = ANY if wanted is None else self._version(wanted)
-        service = self._services.get(version) or self._service(version)
+        service = self._served if version == ANY else self._named.get(version) or self._service(version)
         card = service.card
         if route.model and card is not None and route.model != card.name:
             raise ModelNotFound(f"the model here is {card.name!r}, not {route.model[:64]!r}")
@@ -196,7 +197,7 @@ class Predict:
 
     def _service(self, version: int) -> Service:
         """Those who serve a version that has not been named since the last look."""
-        service = self._services[version] = self._board.service(version)
+        service = self._named[version] = self._board.service(version)
         return service
 
     def _look(self, now: float) -> None:
@@ -204,8 +205,8 @@ class Predict:
         if self._pid != os.getpid():
             self._uuids = itertools.count(uuid.uuid4().int >> 1)
             self._pid = os.getpid()
-        service = self._board.service()
-        self._services, self._look_at = {ANY: service}, now + _LOOK_S
+        service = self._served = self._board.service()
+        self._named, self._look_at = {}, now + _LOOK_S
         self._draining, self._crowded = self._drains(), self._transport.crowded()
         if self._settings.refuse_late:
             waiting = self._transport.waiting_rows(service.versions)

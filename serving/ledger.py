@@ -83,7 +83,6 @@ class Seats:
         self._versions = memoryview(versions).cast("q")
         # 1 from before a task that names one waits there until its thread has left
         self._naming = mmap.mmap(-1, seats)
-        self._none_named = bytes(seats)
         self._heads = mmap.mmap(-1, _HEAD.size * seats)
         # mapped, and used only where a frame has been
         self._stride = stride(max_frame_bytes)
@@ -173,7 +172,7 @@ class Seats:
 
     def naming(self) -> bool:
         """Whether any task that somebody waits for names a version."""
-        return self._naming[:] != self._none_named
+        return self._naming.find(b"\1") >= 0
 
     def named(self, first: int) -> list[int]:
         """The seats of tasks that name a version, beginning with a certain one."""

@@ -238,7 +238,7 @@ class Service(NamedTuple):
 
     card: ModelCard | None
     replicas: int
-    versions: frozenset[int]
+    versions: set[int]
     batch_rows: int
     overhead_s: float
     row_s: float
@@ -314,15 +314,18 @@ class Board:
         """What those who serve a version can do now; without one, or where they do, those who serve by default."""
         now = time.monotonic()
         ready = self.ready(now)
-        own = [record for record in ready if record.version == version]
+        own = [record for record in ready if record.version == version] if version != ANY else []
         # they take what names their version from the same queue as what names none
         default = version == ANY or any(record.default for record in own)
         ready = [record for record in ready if record.default] if default else own
+        versions = {ANY if default else version}
+        for record in ready:
+            versions.add(record.version)
         count = len(ready) or 1
         return Service(
             self.card(),
             len(ready),
-            frozenset([ANY if default else version, *(record.version for record in ready)]),
+            versions,
             max(1, min((record.batch_rows for record in ready), default=1)),
             sum(record.overhead_s for record in ready) / count,
             sum(record.row_s for record in ready) / count,

@@ -78,6 +78,10 @@ class Memory:
         self._look()
         return iter(self._memory)
 
+    def find(self, item):
+        self._look()
+        return self._memory.find(item)
+
 
 class Shared(MemoryTransport):
     """A transport whose every step can be the last of the process that takes it."""
