@@ -168,13 +168,14 @@ class Predict:
         transport = self._transport
         frame = encode_task(task)
         # a seat without rows is empty
-        ticket = Ticket(task.uuid, task.rows or 1, transport.seat(), 0, self._quarantine.admit(frame), version)
+        alone = self._quarantine.admit(frame, version)
+        ticket = Ticket(task.uuid, task.rows or 1, transport.seat(), 0, alone, version)
         transport.offer(ticket, frame)
         try:
             return decode_reply(transport.await_reply(ticket, task.deadline))
         except (DeadlineExceeded, ClientGone):
             # it may have hung the replica
-            transport.leave_digest(ticket, lambda: digest(frame))
+            transport.leave_digest(ticket, lambda: digest(frame, version))
             raise
 
     def _version(self, name: str) -> int:

@@ -195,7 +195,7 @@ class Pool:
         by_itself = self._hung(record) or process.fell
 
         def verdict(ticket: Ticket, frame: bytes) -> bytes:
-            guilty = self._judge(ticket, digest(frame), by_itself)
+            guilty = self._judge(ticket, digest(frame, ticket.version), by_itself)
             log.error(
                 "request=%s answered 500 replica_crashed: its process %s, %d times; %s",
                 peek_request_id(frame),

@@ -121,7 +121,7 @@ class Replica:
             if one.ticket.alone:
                 self._answer([decode_task(one.frame)])
                 if self._quarantine is not None:
-                    self._quarantine.clear(one.frame)
+                    self._quarantine.clear(one.frame, one.ticket.version)
         self._record.work(len(taken))
         # all of the turn but the wait: that is what others wait for
         self._measure(sum(one.ticket.rows for one in taken), time.monotonic() - start)

@@ -1,7 +1,8 @@
 """Inputs that killed the processes that predicted them: refused for a while, or predicted alone.
 
-Inputs are known by a digest of their tensors, so the same input is known again whatever its request is called.  While
-nothing is noted, a look costs one comparison.
+Inputs are known by a digest of their tensors, so the same input is known again whatever its request is called; and of
+the version that was named, so what one cannot take is refused to no other.  While nothing is noted, a look costs one
+comparison.
 
 Runs in:  both.
 Units:    seconds.
@@ -14,7 +15,7 @@ import time
 from typing import Protocol
 
 from serving.errors import ReplicaCrashed
-from serving.ledger import DIGEST_BYTES
+from serving.ledger import ANY, DIGEST_BYTES
 from serving.wire import content
 
 _REFUSED, _SUSPECT = b"refused", b"suspect"
@@ -43,11 +44,11 @@ class Quarantine:
         """Whether any input is refused or a suspect."""
         return time.monotonic() < self._until[0]
 
-    def admit(self, frame: bytes) -> bool:
+    def admit(self, frame: bytes, version: int = ANY) -> bool:
         """Whether a frame must be predicted alone; ReplicaCrashed when it is refused."""
         if not self.noted():
             return False
-        note = self._notes.get(digest(frame)) or b""
+        note = self._notes.get(digest(frame, version)) or b""
         if note.startswith(_REFUSED):
             left_s = int(note.removeprefix(_REFUSED)) - int(time.monotonic())
             if left_s > 0:
@@ -66,10 +67,10 @@ class Quarantine:
         """It may have killed its process."""
         self._note(digest, _SUSPECT)
 
-    def clear(self, frame: bytes) -> None:
+    def clear(self, frame: bytes, version: int = ANY) -> None:
         """It was predicted alone, and did no harm."""
         if self.noted():
-            self._notes.delete(digest(frame))
+            self._notes.delete(digest(frame, version))
 
     def _note(self, digest: bytes, note: bytes) -> None:
         if self._quarantine_s:
@@ -77,6 +78,7 @@ class Quarantine:
             self._notes.put(digest, note, self._quarantine_s)
 
 
-def digest(frame: bytes) -> bytes:
-    """What an input is known by: never a uuid, which has 16 bytes."""
-    return hashlib.blake2b(content(frame), digest_size=DIGEST_BYTES).digest()
+def digest(frame: bytes, version: int = ANY) -> bytes:
+    """What an input is known by, where a version was named: never a uuid, which has 16 bytes."""
+    person = version.to_bytes(8, signed=True)
+    return hashlib.blake2b(content(frame), digest_size=DIGEST_BYTES, person=person).digest()

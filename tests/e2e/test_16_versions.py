@@ -225,6 +225,20 @@ def test_labels_are_for_versions_and_a_request_may_name_either(start, model):
     wait_until(lambda: named(server, "canary").status == 404, "the name is gone")
 
 
+def test_an_input_that_one_version_dies_of_is_refused_to_no_other(start, model):
+    write_model(model / "1", source(1).replace('"die"', '"nothing"'))
+    write_version(model, 2)
+    label(model, stable=1, canary=2)
+    server = start(MODEL=model, MULES=2, SERVING_VERSION_POLICY="all").wait_ready()
+    serves(server, 1, 2)
+    refusals = [server.predict({"text": "die"}, X_Model_Version=name) for name in ("canary", "2")]
+    assert [(one.status, one.json["code"]) for one in refusals] == [(500, "replica_crashed")] * 2
+    assert "is refused for now" in refusals[1].json["detail"]
+    for headers in ({}, {"X_Model_Version": "stable"}, {"X_Model_Version": "1"}):
+        answer = server.predict({"text": "die"}, **headers)
+        assert (answer.status, answer.json) == (200, {"res": "1 die"})
+
+
 @pytest.mark.parametrize("labels", [({}, {}), ({"stable": 2, "canary": 1}, {"stable": 3, "canary": 2})])
 def test_a_version_answers_until_the_one_that_follows_it_is_loaded(start, model, labels):
     before, after = labels

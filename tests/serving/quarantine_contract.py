@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from serving.errors import ReplicaCrashed
+from serving.ledger import ANY
 from serving.quarantine import Quarantine, digest
 from serving.task import Task
 from serving.wire import encode_task
@@ -50,6 +51,19 @@ class QuarantineContract:
         assert quarantine.admit(BAD) is True
         quarantine.clear(BAD)
         assert quarantine.admit(BAD) is False
+
+    def test_what_one_version_cannot_take_is_refused_to_no_other(self, quarantine):
+        quarantine.refuse(digest(BAD, 2))
+        quarantine.suspect(digest(GOOD, 2))
+        with pytest.raises(ReplicaCrashed):
+            quarantine.admit(BAD, 2)
+        assert quarantine.admit(GOOD, 2) is True
+        for version in (ANY, 1, 3):
+            assert quarantine.admit(BAD, version) is quarantine.admit(GOOD, version) is False
+            quarantine.clear(GOOD, version)
+        assert quarantine.admit(GOOD, 2) is True
+        quarantine.clear(GOOD, 2)
+        assert quarantine.admit(GOOD, 2) is False
 
     def test_a_suspect_that_kills_is_refused(self, quarantine):
         quarantine.suspect(digest(BAD))
