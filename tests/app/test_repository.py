@@ -2,10 +2,17 @@
 
 import pytest
 
-from .conftest import check_problem
+from serving.plan import Plan, PlanFile, Release
 
 LOAD = "/v2/repository/models/double/load"
 DONE = "reloaded: double, version 4 (stable), 2 of 2 replicas"
+
+
+def check_error(response, status, told=""):
+    """An error as the protocol has it; returns its words."""
+    assert (response.status_code, response.content_type) == (status, "application/json"), response.data
+    assert list(response.json) == ["error"] and told in response.json["error"]
+    return response.json["error"]
 
 
 class Loads:
@@ -48,7 +55,7 @@ def test_each_load_asks_anew(chain, loads):
 def test_a_load_that_fails_says_why_and_what_served_serves_on(make_chain):
     told = "not reloaded, and what served serves on: the model in models/double/4 cannot be loaded: the file is gone"
     chain = make_chain(loads=Loads(False, told), repository_api=True).serve()
-    assert check_problem(chain.get(LOAD, "POST"), 500, "load_failed") == told
+    assert check_error(chain.get(LOAD, "POST"), 500) == told
     assert chain.post(b'{"x": [1]}').headers["X-Model-Version"] == "3"
 
 
@@ -57,14 +64,14 @@ def test_a_load_that_breaks_tells_nothing_of_what_is_inside(make_chain, caplog):
         raise OSError("the secret is 42")
 
     chain = make_chain(loads=loads, repository_api=True).ready()
-    detail = check_problem(chain.get(LOAD, "POST"), 500, "internal")
+    detail = check_error(chain.get(LOAD, "POST"), 500)
     assert "secret" not in detail and "the secret is 42" in caplog.text
 
 
 @pytest.mark.parametrize("path", [LOAD, "/v2/repository/models/another/load"])
 def test_nobody_may_load_unless_the_settings_allow_it(make_chain, loads, path):
     # nor learn what the model is called
-    refusal = check_problem(make_chain(loads=loads).ready().get(path, "POST"), 403, "forbidden", "`muleteer reload`")
+    refusal = check_error(make_chain(loads=loads).ready().get(path, "POST"), 403, "`muleteer reload`")
     assert refusal.startswith("repository_api = false in uwsgi.ini") and "double" not in refusal
     assert loads.asked == 0
 
@@ -72,13 +79,13 @@ def test_nobody_may_load_unless_the_settings_allow_it(make_chain, loads, path):
 @pytest.mark.parametrize("name", ["another", "Double", "doubles", "ž🐎", "x" * 999])
 def test_another_model_is_not_loaded(chain, loads, name):
     refusal = chain.get(f"/v2/repository/models/{name}/load", "POST")
-    assert check_problem(refusal, 404, "model_not_found") == f"the model here is double, not {name[:64]!r}"
+    assert check_error(refusal, 404) == f"the model here is double, not {name[:64]!r}"
     assert loads.asked == 0
 
 
 def test_nothing_is_loaded_before_the_model_is_known(make_chain, loads):
     refusal = make_chain(loads=loads, repository_api=True).get(LOAD, "POST")
-    check_problem(refusal, 404, "model_not_found", "the model here is being loaded, not 'double'")
+    check_error(refusal, 404, "the model here is being loaded, not 'double'")
     assert loads.asked == 0
 
 
@@ -89,7 +96,25 @@ def test_a_load_is_a_post(chain, loads, method):
     assert loads.asked == 0
 
 
-@pytest.mark.parametrize("path", ["/v2/repository/models/double", "/v2/repository/models/a/b/load", f"{LOAD}/", "/v2"])
+@pytest.mark.parametrize("path", ["/v2/repository/models/double", "/v2/repository/models/a/b/load", f"{LOAD}/"])
 def test_what_lies_beside_it_is_not_there(chain, loads, path):
-    check_problem(chain.get(path, "POST"), 404, "not_found")
+    check_error(chain.get(path, "POST"), 404, "there is nothing at")
     assert loads.asked == 0
+
+
+def test_an_unload_says_what_to_do_instead(chain):
+    check_error(chain.get(LOAD.replace("load", "unload"), "POST"), 400, "stop that instead")
+
+
+def test_the_index_tells_what_serves_and_what_does_not_and_why(make_chain, tmp_path):
+    plan = PlanFile(tmp_path / "plan.json")
+    plan.write(Plan((Release(1, 3, tmp_path, tmp_path, 1),), {9: "it is broken"}))
+    chain = make_chain(plan=plan)
+    assert chain.get("/v2/repository/index", "POST").json == []
+    three = {"name": "double", "version": "3", "state": "READY", "reason": ""}
+    nine = {"name": "double", "version": "9", "state": "UNAVAILABLE", "reason": "it is broken"}
+    chain.ready()
+    assert chain.get("/v2/repository/index", "POST").json == [three, nine]
+    assert chain.get("/v2/repository/index", "POST", data=b'{"ready": true}').json == [three]
+    check_error(chain.get("/v2/repository/index", "POST", data=b"[1]"), 400, "not a JSON object")
+    check_error(chain.get("/v2/repository/index", "POST", data=b"{"), 400, "not JSON")
