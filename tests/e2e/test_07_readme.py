@@ -99,6 +99,9 @@ def test_two_commands_serve_the_example_from_a_clean_clone(clone, serve):
     shown = json.loads(re.search(r"^```json\n(.*?)^```", README, re.S | re.M)[1])
     assert answer["digit"] == shown["digit"] and set(answer) == set(shown)
     assert json.loads(run(told.partition("  try ")[2], clone, port)) == answer
+    rows, metadata = (json.loads(run(one, clone, port)) for one in COMMANDS if "8080/v" in one)
+    assert rows == {"predictions": [answer]}
+    assert [one["name"] for one in metadata["inputs"]] == ["image"]
     ctrl_c(process)
     assert "stopped" in out.read_text()
 
@@ -210,7 +213,7 @@ def test_every_other_command_is_run_by_ci():
     image = (ROOT / "tests" / "image" / "check.sh").read_text()
     ci = (ROOT / ".ci" / "run").read_text()
     rest = COMMANDS[6:]
-    own = [command for command in rest if not command.startswith(("docker", ".venv/bin/muleteer"))]
+    own = [command for command in rest if not command.startswith(("docker", ".venv/bin/muleteer", "curl"))]
     assert own == ["make reload", "make test"]
     assert "make check" in ci and "image/check.sh" in ci
     for command in rest:
