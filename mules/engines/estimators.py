@@ -28,30 +28,41 @@ TEXT = "text"
 Rows = Callable[[Tensors], Any]
 
 
-def within(estimator: Any, parts: Callable[[Any], Iterator[Any]] | None = None) -> list[Any]:
+def use_threads(estimator: Any, threads: int) -> None:
+    """Tell an estimator, and all that are in it, how many threads there are."""
+    for one in _within(estimator):
+        found = one.get_params(deep=False) if hasattr(one, "get_params") else {}
+        # all cores, mostly, where they were there to train; one that was not told uses one in scikit-learn, and all of
+        # them in XGBoost and LightGBM
+        if found.get("n_jobs") or ("n_jobs" in found and not type(one).__module__.startswith("sklearn.")):
+            one.set_params(n_jobs=threads)
+
+
+def _parts(estimator: Any) -> Iterator[Any]:
+    """The estimators right inside of one: those it was made of, and the fitted clones that it predicts with."""
+    seen, left = set(), [getattr(estimator, "__dict__", {})]
+    while left:
+        one = left.pop()
+        if isinstance(one, np.ndarray):
+            left += one.ravel().tolist() if one.dtype == object else ()
+        elif isinstance(one, dict | list | tuple):
+            # they may hold each other
+            if id(one) not in seen:
+                left += one.values() if isinstance(one, dict) else one
+            seen.add(id(one))
+        elif not isinstance(one, type) and (hasattr(one, "get_params") or type(one).__module__.startswith("sklearn.")):
+            yield one
+
+
+def _within(estimator: Any, parts: Callable[[Any], Iterator[Any]] = _parts) -> list[Any]:
     """All estimators that are in one, itself included."""
     found, left = {}, [estimator]
     while left:
         one = left.pop()
         if id(one) not in found:
             found[id(one)] = one
-            left += (parts or _parts)(one)
+            left += parts(one)
     return list(found.values())
-
-
-def _parts(estimator: Any) -> Iterator[Any]:
-    """The estimators right inside of one: those it was made of, and the fitted clones that it predicts with."""
-    left = [getattr(estimator, "__dict__", {})]
-    while left:
-        one = left.pop()
-        if isinstance(one, dict):
-            left += one.values()
-        elif isinstance(one, list | tuple):
-            left += one
-        elif isinstance(one, np.ndarray):
-            left += one.ravel().tolist() if one.dtype == object else ()
-        elif not isinstance(one, type) and (hasattr(one, "get_params") or type(one).__module__.startswith("sklearn.")):
-            yield one
 
 
 def _takers(estimator: Any) -> Iterator[Any]:
@@ -78,7 +89,7 @@ def inputs_of(folder: ModelFolder, file: Path, estimator: Any) -> tuple[tuple[Te
             f"{file} holds a {type(estimator).__name__} that does not say how many features it takes: fit it first"
         )
     names = [str(name) for name in getattr(estimator, "feature_names_in_", ())]
-    takers = within(estimator, _takers)
+    takers = _within(estimator, _takers)
     if not names:
         features = Features(folder, int(count), ())
         return features.specs, features.matrix

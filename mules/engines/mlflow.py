@@ -9,6 +9,7 @@ Raises:   ModelError where the signature is missing, or has what is not served.
 """
 
 import base64
+import contextlib
 import itertools
 import logging
 import os
@@ -27,6 +28,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
+from mules.engines.estimators import use_threads
 from mules.engines.files import reading
 from mules.engines.tensors import batch_rows, padded, probe, tensor, utf8
 from serving import batching
@@ -107,6 +109,9 @@ def load(folder: ModelFolder, threads: int) -> MlflowEngine:
     threadpool_limits(threads)
     with reading(folder.path / "MLmodel"):
         model = mlflow.pyfunc.load_model(str(folder.path))
+    with contextlib.suppress(NotImplementedError):
+        # not every flavour has one
+        use_threads(model.get_raw_model(), threads)
     return MlflowEngine(folder, model)
 
 

@@ -21,7 +21,7 @@ import joblib
 from sklearn.pipeline import make_pipeline
 from threadpoolctl import threadpool_limits
 
-from mules.engines.estimators import Rows, inputs_of, within
+from mules.engines.estimators import Rows, inputs_of, use_threads
 from mules.engines.files import extra, reading
 from mules.engines.tensors import probe, tensor
 from serving.errors import ModelError
@@ -70,7 +70,7 @@ def load(folder: ModelFolder, threads: int) -> SklearnEngine:
         estimator = getattr(estimator, "best_estimator_", estimator)
     if not _methods(estimator):
         raise ModelError(f"{file} holds a {type(estimator).__name__}, which has neither predict nor transform")
-    _use_threads(estimator, threads)
+    use_threads(estimator, threads)
     return SklearnEngine(folder, estimator, *inputs_of(folder, file, estimator))
 
 
@@ -84,15 +84,6 @@ def _read_skops(file: Path, folder: ModelFolder) -> Any:
             f" if they are yours, write trusted = {strange} into model.toml"
         )
     return io.load(file, trusted=trusted)
-
-
-def _use_threads(estimator: Any, threads: int) -> None:
-    for one in within(estimator):
-        found = one.get_params(deep=False) if hasattr(one, "get_params") else {}
-        # all cores, mostly, where they were there to train; one that was not told uses one in scikit-learn, and all of
-        # them in XGBoost and LightGBM
-        if found.get("n_jobs") or ("n_jobs" in found and not type(one).__module__.startswith("sklearn.")):
-            one.set_params(n_jobs=threads)
 
 
 def _methods(estimator: Any) -> list[str]:

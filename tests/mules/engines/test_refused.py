@@ -241,8 +241,8 @@ def test_columns_that_are_given_by_place_or_mask_are_known_by_name(tmp_path):
         ("mlflow_table", '[outputs]\nx = "float64"', "[outputs] 'x' is unknown; the model has predict"),
         (
             "sagemaker",
-            'content_type = "text/csv"',
-            "content_type = 'text/csv'; it is application/json or application/x-",
+            'content_type = "text/html"',
+            "content_type = 'text/html'; it is application/json, text/csv or application/x-npy",
         ),
         ("sagemaker", 'name = "a"', 'write it into model.toml, for example: [inputs] features = "float32[4]"'),
     ],

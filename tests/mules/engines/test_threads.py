@@ -107,6 +107,18 @@ def test_the_jobs_of_other_libraries_that_take_all_cores_when_they_are_not_told(
         assert config["learner"]["generic_param"]["nthread"] == str(THREADS)
 
 
+def test_the_jobs_of_estimators_in_a_model_of_mlflow(tmp_path):
+    import mlflow.sklearn
+    from mlflow.models import infer_signature
+
+    x, y = load_iris(return_X_y=True)
+    model = VotingClassifier([("forest", RandomForestClassifier(3, n_jobs=-1))]).fit(x, y)
+    mlflow.sklearn.save_model(model, tmp_path, signature=infer_signature(x, y), serialization_format="pickle")
+    engine = engines.load(ModelFolder.find(tmp_path), THREADS)
+    (forest,) = engine._model.get_raw_model().estimators_
+    assert forest.n_jobs == THREADS
+
+
 def test_what_is_loaded_later_finds_it_in_the_environment(train, monkeypatch):
     for variable in engines._THREADS:
         monkeypatch.delenv(variable, raising=False)
