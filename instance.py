@@ -16,13 +16,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import reload
-from catalog import BrokenVersion, Catalog, Refusals
+from catalog import BrokenVersion, Catalog, Reasons
 from serving.errors import ModelError
 from serving.model import ModelFolder
 from serving.plan import Plan, PlanFile
@@ -62,7 +61,8 @@ class Instance:
         self,
         before: Plan,
         anew: bool = False,
-        refused: Refusals = MappingProxyType({}),
+        refused: Reasons = MappingProxyType({}),
+        again: bool = False,
         wish: str | None = None,
     ) -> Plan:
         """What is to be served of what there is now, fetched if need be; as Catalog.plan, which says more.
@@ -71,7 +71,8 @@ class Instance:
         """
         pinned = reload.pinned(self._run_dir) if wish is None else wish
         try:
-            return self.catalog.plan(pinned or self.settings.version_policy, before, anew, refused, bool(pinned))
+            policy = pinned or self.settings.version_policy
+            return self.catalog.plan(policy, before, anew, refused, again, bool(pinned))
         except BrokenVersion:
             raise
         except ModelError as error:
@@ -79,11 +80,6 @@ class Instance:
                 raise
             told = f"it is pinned by `reload --version {pinned}`, which `reload --unpin` ends"
             raise ModelError(f"{error}; {told}") from error
-
-    def remember(self) -> None:
-        """What is served has been loaded: what its models wrote into their folders meanwhile is no change."""
-        releases = [replace(release, identity=self.catalog.identity(release)) for release in self.plan.releases]
-        self.serve(replace(self.plan, releases=tuple(releases)))
 
     def adopt(self, plan: Plan) -> None:
         """What it serves from its start on.  ModelError when that is no model."""

@@ -226,7 +226,8 @@ def _folder(asked: argparse.Namespace, settings: Settings, environ: dict[str, st
         raise Failed(
             f"there is no version {version} in {settings.model}; there are {', '.join(map(str, sorted(found)))}"
         )
-    return ModelFolder.open(*catalog.place(version), version)
+    placed = catalog.place(version, found[version])
+    return ModelFolder.open(placed.path, placed.root, version)
 
 
 def _list(asked: argparse.Namespace, environ: dict[str, str]) -> int:

@@ -29,6 +29,7 @@ import sources
 from catalog import BrokenVersion
 from instance import FOLDERS, SOCKETS, Instance
 from nginx import StartError
+from refusals import Refusals
 from serving.errors import ModelError, SettingsError, SourceError
 from serving.model import ModelCard
 from serving.plan import Plan, Release
@@ -44,6 +45,8 @@ PR_SET_PDEATHSIG = 1
 LAST_WORDS_S = 0.8
 # how long an instance that serves no more has to be without a connection: nginx may be just about to make one
 QUIET_S = 1.0
+# between looks at replicas that could not load their version at the start
+FAILURES_S = 0.5
 # for a signal; the kernel has no longer time than some
 LONGEST_WAIT_S = 3600.0
 T = TypeVar("T")
@@ -82,12 +85,14 @@ class Supervisor:
         self.instance = Instance(self.run_dir, FOLDERS[0], self.ini, environ, self._hear)
         self.other: Instance | None = None
         self.nginx: subprocess.Popen[bytes] | None = None
+        self.aside: threading.Thread | None = None
         self.stops = 0
         # signals that ask for a reload which has not begun
         self.asked: set[int] = set()
         self.progress = reload.Progress(reload.Progress.read(self.run_dir).number)
-        # what is wrong with versions that could not be served
-        self.refused = self._read_refused()
+        self.refused = Refusals(self.run_dir)
+        # whether all that was to be served at the start is, or what is not is left to the mules, which try again
+        self.complete = False
         # what the last look for versions found, and what it complained of
         self.found = Plan()
         self.complaint = ""
@@ -98,7 +103,8 @@ class Supervisor:
         self._prepare()
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
-            self.instance.adopt(self._aside(lambda: self.instance.look(Plan(), refused=self.refused)))
+            self.instance.adopt(self._first_plan())
+            self.instance.catalog.keep(self.instance.plan)
             self._complain(self.instance.catalog.stale)
             self._start(self.instance)
             self.instance.link()
@@ -109,13 +115,14 @@ class Supervisor:
             while not nginx.listens(self.host, self.port):
                 self._next_event(0.1)
             self._announce(ready)
-            with contextlib.suppress(ModelError, OSError):
-                self.instance.remember()
+            self._loaded(self.instance.plan, Plan())
             looked = time.monotonic()
             while True:
+                if not self.complete:
+                    self._look_for_failures()
                 poll_s = self.instance.settings.version_poll_s
-                left_s = max(0.0, looked + poll_s - time.monotonic())
-                self._next_event(min(left_s, LONGEST_WAIT_S) if poll_s else None)
+                waits = [max(0.0, looked + poll_s - time.monotonic()), LONGEST_WAIT_S] if poll_s else []
+                self._next_event(min([*waits, FAILURES_S] if not self.complete else waits, default=None))
                 while self.asked:
                     self._reload(signal.SIGUSR1 in self.asked)
                 if poll_s and time.monotonic() >= looked + poll_s:
@@ -205,7 +212,9 @@ class Supervisor:
             ):
                 return ready
             errors = sorted({replica["last_error"] for replica in replicas} - {""})
-            if ready.get("status") == "failed" or (complete and "failed" in states):
+            # not those of a version that is refused by now
+            failed = [one for one in replicas if one["state"] == "failed" and instance.plan.release(one["release"])]
+            if failed and (complete or (ready.get("status") == "failed" and not self._refuse_failed(replicas))):
                 reason = f"the model in {instance.model.path} cannot be loaded: {''.join(errors[:1])}"
                 raise LoadError(reason)
             if time.monotonic() >= next_word:
@@ -213,6 +222,60 @@ class Supervisor:
                 self._tell("; ".join([waited, *errors]))
                 pause_s = min(pause_s * 1.5, 30.0)
                 next_word = time.monotonic() + pause_s
+
+    def _first_plan(self) -> Plan:
+        """What is to be served, without versions that are none where there are others beside them."""
+        while True:
+            try:
+                return self._aside(lambda: self.instance.look(Plan(), refused=self.refused.reasons))
+            except BrokenVersion as error:
+                if error.lone:
+                    raise
+                self.refused.add(error.version, error.identity, str(error))
+                self._tell_refused(error.version, str(error))
+
+    def _look_for_failures(self) -> None:
+        """Refuse what no replica can load, until each version has been served once."""
+        replicas = self.instance.readyz().get("replicas", [])
+        ready = {replica["release"] for replica in replicas if replica["ready"]}
+        self.complete = ready >= {release.number for release in self.instance.plan.releases}
+        if not self.complete:
+            self._refuse_failed(replicas)
+
+    def _refuse_failed(self, replicas: list[dict[str, Any]]) -> bool:
+        """Serve the others without a version that all of its replicas have failed to load, one of them for good."""
+        for release in self.instance.plan.releases:
+            own = [replica for replica in replicas if replica["release"] == release.number]
+            given_up = [replica["last_error"] for replica in own if replica["state"] == "failed"]
+            if given_up and all(replica["failures"] and not replica["ready"] for replica in own):
+                return self._serve_without(release, given_up[0])
+        return False
+
+    def _serve_without(self, release: Release, reason: str) -> bool:
+        """Refuse a version; False where nothing else is to be served, or the settings say that it must be."""
+        instance, plan = self.instance, self.instance.plan
+        others = replace(plan, releases=tuple(one for one in plan.releases if one is not release))
+        refused = {**self.refused.reasons, (release.version, release.identity): reason}
+        self._loaded(plan, Plan())
+        try:
+            found = self._aside(lambda: instance.look(others, refused=refused)) if others.releases else None
+        except (ModelError, SourceError, OSError):
+            found = None
+        if found is None:
+            self.complete = True
+            return False
+        self.refused.add(release.version, release.identity, reason)
+        self._tell_refused(release.version, reason)
+        instance.serve(found)
+        return True
+
+    def _tell_refused(self, version: int, reason: str) -> None:
+        _say(f"version {version} is not served: {reason}", sys.stderr)
+
+    def _loaded(self, plan: Plan, before: Plan) -> None:
+        """The models of a plan have been loaded, or could not be."""
+        with contextlib.suppress(ModelError, OSError):
+            self.instance.catalog.loaded(plan, before)
 
     def _announce(self, ready: dict[str, Any]) -> None:
         card = ModelCard.from_dict(ready["model"])
@@ -253,8 +316,9 @@ class Supervisor:
         instance = self.instance
         complaint = ""
         try:
-            found = self._aside(lambda: instance.look(instance.plan, refused=self.refused))
+            found = self._aside(lambda: instance.look(instance.plan, refused=self.refused.reasons))
             complaint = instance.catalog.stale
+            self._forget()
             if found.releases == instance.plan.releases:
                 if found != instance.plan:
                     instance.serve(found)
@@ -262,7 +326,7 @@ class Supervisor:
                 self._reload(anew=False)
             self.found = found
         except BrokenVersion as error:
-            self._refuse(error.key, str(error))
+            self._refuse(error.version, error.identity, str(error))
             complaint = str(error)
         except (ModelError, SourceError, OSError) as error:
             complaint = str(error)
@@ -270,22 +334,16 @@ class Supervisor:
             instance.catalog.keep(instance.plan)
         self._complain(complaint)
 
-    def _refuse(self, key: tuple[int, str], reason: str) -> None:
+    def _refuse(self, version: int, identity: str, reason: str) -> None:
         """A version with this identity is not tried again by itself, also after a new start."""
-        self.refused[key] = reason
-        self._write_refused()
+        self.refused.add(version, identity, reason)
+        plan = self.instance.plan
+        self.instance.serve(replace(plan, refused={**plan.refused, version: reason}))
 
-    def _write_refused(self) -> None:
-        with contextlib.suppress(OSError):
-            text = [[version, identity, reason] for (version, identity), reason in self.refused.items()]
-            (self.run_dir / "refused.json").write_text(json.dumps(text))
-
-    def _read_refused(self) -> dict[tuple[int, str], str]:
-        try:
-            found = json.loads((self.run_dir / "refused.json").read_bytes())
-            return {(int(version), str(identity)): str(reason) for version, identity, reason in found}
-        except (OSError, ValueError, TypeError):
-            return {}
+    def _forget(self) -> None:
+        """What could not be served matters as long as it is there, and is not served."""
+        found = self.instance.catalog.found
+        self.refused.keep(found.identities if found else None, self.instance.plan)
 
     def _complain(self, complaint: str) -> None:
         """Tell what is wrong with the source, once; empty: nothing."""
@@ -308,7 +366,8 @@ class Supervisor:
             except BaseException as error:
                 future.set_exception(error)
 
-        threading.Thread(target=run, name="aside", daemon=True).start()
+        self.aside = threading.Thread(target=run, name="aside", daemon=True)
+        self.aside.start()
         while not future.done():
             self._next_event(0.02)
         return future.result()
@@ -327,30 +386,39 @@ class Supervisor:
             done = self._renew(everything) if anew else self._renew_replicas(self._plan())
         except LoadError as error:
             self._tell(f"not reloaded, and what served serves on: {error}{self._see_log()}", reload.FAILED)
+        except BrokenVersion as error:
+            self._refuse(error.version, error.identity, str(error))
+            self._tell(f"not reloaded, and what served serves on: {error}", reload.FAILED)
         except (SettingsError, ModelError, SourceError, StartError, OSError) as error:
             self._tell(f"not reloaded, and what served serves on: {error}", reload.FAILED)
         else:
             self._tell(f"reloaded: {done}", reload.DONE)
+            self._forget()
         self.instance.catalog.keep(self.instance.plan)
 
     def _renew(self, everything: bool) -> str:
         wish = reload.wish(self.run_dir)
-        self.refused.clear()
-        self._write_refused()
         new = Instance(self.run_dir, self.instance.other_folder(), self.ini, self.environ, self._hear)
         if everything or not new.same_as(self.instance):
-            new.adopt(self._aside(lambda: new.look(Plan(), wish=wish)))
-            done = self._replace(new)
+            try:
+                new.adopt(self._aside(lambda: new.look(Plan(), False, self.refused.reasons, True, wish)))
+                done = self._replace(new)
+            except BaseException:
+                # what it has fetched need not stay
+                new.catalog.keep(Plan())
+                raise
         else:
-            plan = self._plan(wish=wish)
-            done = self._renew_replicas(self._plan(anew=True, wish=wish) if plan == self.instance.plan else plan)
+            plan = self._plan(again=True, wish=wish)
+            if plan.releases == self.instance.plan.releases:
+                plan = self._plan(anew=True, again=True, wish=wish)
+            done = self._renew_replicas(plan)
         if wish is not None:
             reload.pin(self.run_dir, wish)
         return done
 
-    def _plan(self, anew: bool = False, wish: str | None = None) -> Plan:
+    def _plan(self, anew: bool = False, again: bool = False, wish: str | None = None) -> Plan:
         instance = self.instance
-        found = self._aside(lambda: instance.look(instance.plan, anew, self.refused, wish))
+        found = self._aside(lambda: instance.look(instance.plan, anew, self.refused.reasons, again, wish))
         self._complain(instance.catalog.stale)
         return found
 
@@ -414,17 +482,17 @@ class Supervisor:
             self._until_served(instance.plan, failures)
             # all that is new is there
             instance.serve(plan)
-            done = self._until_served(plan, failures)
+            return self._until_served(plan, failures)
         except (LoadError, OSError) as error:
-            if isinstance(error, LoadError) and error.release and error.release.version not in before.versions.values():
-                self._refuse((error.release.version, error.release.identity), str(error))
-                before = replace(before, refused={**before.refused, error.release.version: str(error)})
             instance.serve(before)
-            self._until_back(before)
+            release = error.release if isinstance(error, LoadError) else None
+            served = {(one.version, one.identity) for one in before.releases}
+            if release and (release.version, release.identity) not in served:
+                self._refuse(release.version, release.identity, str(error))
+            self._until_back(instance.plan)
             raise
-        with contextlib.suppress(ModelError, OSError):
-            instance.remember()
-        return done
+        finally:
+            self._loaded(plan, before)
 
     def _until_back(self, plan: Plan) -> None:
         """Wait until the replicas that had a new version already have the one from before again."""
@@ -503,9 +571,12 @@ class Supervisor:
         return [child for child in (self.nginx, *uwsgi) if child]
 
     def _reap(self) -> None:
-        # also what other processes left behind, as PID 1 has to
         for child in self._children():
             child.poll()
+        if self.aside and self.aside.is_alive():
+            # a library that runs there may have children, and waits for them
+            return
+        # also what other processes left behind, as PID 1 has to
         mine = {child.pid for child in self._children()}
         with contextlib.suppress(ChildProcessError):
             while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and found.si_pid not in mine:

@@ -22,6 +22,8 @@ from serving.transport import Transport
 
 # how long an idle replica sleeps at the most before it looks at its flags and says that it lives
 IDLE_S = LOOK_S
+# how long it sleeps until it looks again whether the version that answers who names none has been loaded
+SECOND_S = 0.05
 # a replica serves for so long before it counts as too large
 LEAST_AGE_S = 10.0
 
@@ -109,6 +111,9 @@ def run(
         replica = load(settings, release, transport, record, quarantine, end_by)
         stop.loading = False
         _check_memory(settings)
+        while pool.comes_second() and not stop.asked():
+            record.beat()
+            time.sleep(SECOND_S)
         transport.start_replica(id, lambda: len(board.ready()))
         transport.serve(release.version, release.default, pool.knows)
         with transport.locked():
@@ -170,6 +175,9 @@ def _check_memory(settings: Settings) -> None:
 def _pause(record: Record, stop: Stop, pool: Pool, sleep: Callable[[float], None] = time.sleep) -> None:
     """Wait until the record allows the next load, or there is another plan."""
     plan = pool.plan()
+    if record.release and plan.release(record.release) is None:
+        # what could not be loaded is not to be served any more
+        return
     while (left := record.not_before - time.monotonic()) > 0 and not stop.asked() and pool.plan() is plan:
         record.beat()
         sleep(min(left, IDLE_S))

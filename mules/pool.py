@@ -349,6 +349,16 @@ class Pool:
             self.record.default = int(release.default)
             return release
 
+    def comes_second(self) -> bool:
+        """Whether another version answers who names none, and is being loaded: what that takes and gives is to hold."""
+        return (
+            not self.record.default
+            and self._board.card() is None
+            and any(
+                record.default and record.state in (State.STARTING, State.LOADING) for record in self._board.posts()
+            )
+        )
+
     def knows(self, version: int) -> bool:
         """Whether a version is served, or is to be."""
         return any(release.version == version for release in self.plan().releases) or any(

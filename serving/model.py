@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -140,25 +140,32 @@ def versions(root: Path) -> dict[int, Path]:
     return {int(folder.name): folder for folder in folders} or {1: root}
 
 
-def identity(path: Path, root: Path) -> str:
-    """What changes when the files of a version do, by their names, sizes and times, or what model.toml says of it."""
-    found = hashlib.sha256()
+def contents(path: Path, root: Path) -> dict[str, object]:
+    """What the identity of a version is made of: the sizes and times of its files, and what lies beside them."""
     with _readable(path):
-        for file in sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts):
-            about = file.stat()
-            name = str(file.relative_to(path)).encode(errors="surrogateescape")
-            found.update(b"%s\0%d\0%d\0" % (name, about.st_size, about.st_mtime_ns))
+        found: dict[str, object] = {}
+        for file in path.rglob("*"):
+            if file.is_file() and "__pycache__" not in file.parts:
+                about = file.stat()
+                found[str(file.relative_to(path))] = (about.st_size, about.st_mtime_ns)
         if path != root:
-            files = [root / name for name in ("sample.json", "answer.json") if (root / name).is_file()]
-            found.update(repr([(file.name, file.stat().st_mtime_ns) for file in files]).encode())
+            for name in ("sample.json", "answer.json"):
+                if (root / name).is_file():
+                    found[f"../{name}"] = (root / name).stat().st_mtime_ns
         try:
             options = _read_options(path, root)
         except ModelError as error:
             options = {"wrong": str(error)}
         # these may move without a change of what they are for
         options.pop("labels", None)
-        found.update(repr(sorted(options.items())).encode())
-    return found.hexdigest()[:16]
+        # no file has such a name
+        found[""] = sorted(options.items())
+    return found
+
+
+def identity(contents: Mapping[str, object]) -> str:
+    """What changes when the files of a version do, or what model.toml says of it."""
+    return hashlib.sha256(repr(sorted(contents.items())).encode()).hexdigest()[:16]
 
 
 def labels(root: Path) -> dict[str, int]:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from serving.errors import ModelError
 
@@ -147,13 +148,21 @@ class PlanFile:
         new.replace(self._path)
 
 
+class Placed(NamedTuple):
+    """Where the files of a version are, the model folder around them, and the identity that they have there."""
+
+    path: Path
+    root: Path
+    identity: str
+
+
 def make_plan(
     identities: Mapping[int, str],
     policy: str,
     labels: Mapping[str, int],
     mules: int,
     before: Plan,
-    place: Callable[[int], tuple[Path, Path]],
+    place: Callable[[int], Placed],
     numbers: Iterator[int],
     anew: bool = False,
 ) -> Plan:
@@ -161,9 +170,9 @@ def make_plan(
 
     ModelError where the policy, the labels, or how many mules there are do not fit them.
 
-    policy: `latest`, `latest N`, `all`, or numbers; place: where a version's files are, and the model folder around
-    them; numbers: those of releases, each another; anew: whether all are loaded again.  The version labelled `stable`
-    answers those who name none, or else the highest.
+    policy: `latest`, `latest N`, `all`, or numbers; place: where a version's files are; numbers: those of releases,
+    each another; anew: whether all are loaded again.  The version labelled `stable` answers those who name none, or
+    else the highest.
     """
     versions = choose(identities, policy)
     for label, version in labels.items():
@@ -188,8 +197,8 @@ def make_plan(
         identity = identities[version]
         release = next((old for old in before.releases if (old.version, old.identity) == (version, identity)), None)
         if release is None or anew:
-            path, root = place(version)
-            release = Release(next(numbers), version, path, root, replicas, identity=identity)
+            found = place(version)
+            release = Release(next(numbers), version, found.path, found.root, replicas, identity=found.identity)
         releases.append(replace(release, replicas=replicas, default=version == default, labels=names))
     return Plan(tuple(releases))
 
@@ -203,9 +212,14 @@ def choose(found: Collection[int], policy: str) -> list[int]:
         return versions
     if policy.startswith("latest"):
         return versions[-int(policy.removeprefix("latest") or 1) :]
-    chosen = sorted({int(version) for version in policy.split(",")})
+    chosen = sorted(named(policy))
     if missing := [version for version in chosen if version not in found]:
         raise ModelError(
             f"version_policy = {policy}: there is no version {missing[0]}; there are {', '.join(map(str, versions))}"
         )
     return chosen
+
+
+def named(policy: str) -> set[int]:
+    """The versions that a policy names; none where it does not go by their numbers."""
+    return {int(version) for version in policy.split(",")} if policy[:1].isdecimal() else set()

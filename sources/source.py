@@ -31,7 +31,10 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @dataclass(frozen=True)
 class Versions:
-    """What a source has: each version's identity, which changes with its content, and names for versions."""
+    """What a source has: each version's identity, in hexadecimal digits, and names for versions.
+
+    An identity changes with the content.
+    """
 
     identities: dict[int, str]
     labels: dict[str, int] = field(default_factory=dict)
@@ -39,9 +42,6 @@ class Versions:
 
 class Source(ABC):
     """One model in one place.  Versions are numbers, and what is not numbered is version 1."""
-
-    # a folder of this machine, from which it is served as it is
-    path: Path | None = None
 
     def __init__(self, url: str, say: Say) -> None:
         self.say = say

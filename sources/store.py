@@ -2,7 +2,7 @@
 
     objects/SUM/NAME/VERSION/…   a model folder with one version; its manifest is beside NAME
     seen/URL.json                what a source had when it last answered
-    fetched/URL,VERSION,IDENTITY   the object that it was
+    fetched/URL/VERSION,IDENTITY   the object that it was
     tmp/…, locks/…               a fetch under way, and who does it
 
 A model appears by one rename when all of it is on the disk, so that what broke off never becomes a version.  Processes
@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from serving.errors import SourceError, SourceUnavailable
 from sources import tree
@@ -43,6 +44,13 @@ class Found:
     labels: dict[str, int]
     stale: bool = False
     reason: str = ""
+
+
+class Fetched(NamedTuple):
+    """A model folder in the store with one version, and the identity that its content had when it came."""
+
+    path: Path
+    identity: str
 
 
 def default_root(environ: Mapping[str, str], run_dir: Path) -> Path:
@@ -81,45 +89,66 @@ class Store:
 
     def look(self, source: Source) -> Found:
         """Ask the source, and remember what it says; while it gives no answer, what it said last."""
-        if source.path:
-            found = source.versions()
-            return Found(found.identities, found.labels)
-        file = self._seen / f"{digest(source.key)}.json"
         try:
             found = source.versions()
         except SourceUnavailable as error:
-            known = self._read(file)
+            known = self.recall(source)
             if known is None:
                 raise
             return Found(known.identities, known.labels, True, str(error))
         text = {"url": source.url, "identities": found.identities, "labels": found.labels}
         try:
-            tree.write(file, json.dumps(text).encode())
+            tree.write(self._seen_file(source), json.dumps(text).encode())
         except OSError as error:
             raise self._cannot_write(error) from error
         return Found(found.identities, found.labels)
 
-    def _read(self, file: Path) -> Found | None:
+    def recall(self, source: Source) -> Found | None:
+        """What the source said last, perhaps to another process; None where it never did."""
         try:
-            text = json.loads(file.read_bytes())
+            text = json.loads(self._seen_file(source).read_bytes())
             return Found({int(version): identity for version, identity in text["identities"].items()}, text["labels"])
         except (OSError, ValueError, KeyError):
             return None
 
+    def kept(self, source: Source) -> list[tuple[int, str]]:
+        """The versions of it that are here, with the identities that they had; what was used last comes first."""
+        found = []
+        # a file whose name ends otherwise is being written
+        for file in self._record(source).glob("*,*[0-9a-f]"):
+            with suppress(OSError):
+                if self._object(file).is_dir():
+                    found.append((file.stat().st_mtime_ns, file.name))
+        names = [name.partition(",") for _, name in sorted(found, reverse=True)]
+        return [(int(version), identity) for version, _, identity in names]
+
+    def _seen_file(self, source: Source) -> Path:
+        return self._seen / f"{digest(source.key)}.json"
+
+    def _record(self, source: Source, *version: int | str) -> Path:
+        """Which object a version with an identity was; without these, the folder of all of the source's."""
+        folder = self._fetched / digest([source.key, source.name])
+        return folder / ",".join(map(str, version)) if version else folder
+
+    def _object(self, record: Path) -> Path:
+        """The model folder that a record names, which may be gone."""
+        address, _, name = record.read_text().partition("/")
+        return self._objects / address / name
+
     # ---- a model
 
-    def fetch(self, source: Source, version: int) -> Path:
-        """A model folder that holds this version; it is held until release(), or the end of this process."""
-        if source.path:
-            return source.path
-        found = self._read(self._seen / f"{digest(source.key)}.json") or self.look(source)
-        if version not in found.identities:
-            raise source.error(f"there is no version {version}, but {', '.join(map(str, sorted(found.identities)))}")
+    def fetch(self, source: Source, version: int, identity: str) -> Fetched:
+        """A model folder with this version, of this identity unless it has changed since somebody looked.
+
+        It is held until release(), or the end of this process.
+        """
         what = f"{source.name} version {version}"
-        key = _key(source, version, found.identities[version])
+        record = self._record(source, version, identity)
+        key = digest(str(record.relative_to(self.root)))
         try:
             with alone(self._locks / key, lambda: source.say(f"waiting for another process, which fetches {what}")):
-                return self._kept(source, key) or self._bring(source, version, what, key)
+                path = self._whole(source, record)
+                return Fetched(path, identity) if path else self._bring(source, version, what, key)
         except OSError as error:
             if error.errno not in FULL:
                 raise self._cannot_write(error) from error
@@ -151,16 +180,16 @@ class Store:
             (path.parent / tree.MANIFEST).unlink(missing_ok=True)
             raise SourceError(f"the store is damaged: {error}; fetch it again, and look after the disk") from error
 
-    def _kept(self, source: Source, key: str) -> Path | None:
+    def _whole(self, source: Source, record: Path) -> Path | None:
         """What was fetched before, if it is still there and whole."""
         try:
-            address, _, name = (self._fetched / key).read_text().partition("/")
+            path = self._object(record)
+            os.utime(record)
         except OSError:
             return None
-        path = self._objects / address / name
         try:
             self.hold(path)
-            tree.check(path.parent, address)
+            tree.check(path.parent, path.parent.name)
         except SourceError:
             return None
         except tree.Damaged as error:
@@ -169,7 +198,7 @@ class Store:
             return None
         return path
 
-    def _bring(self, source: Source, version: int, what: str, key: str) -> Path:
+    def _bring(self, source: Source, version: int, what: str, key: str) -> Fetched:
         work = self._tmp / key
         try:
             self._sweep()
@@ -180,8 +209,10 @@ class Store:
             unpack_lone(work / source.name / str(version), self.max_bytes)
             self._make_room(tree.size(work), what)
             path = self._commit(work, source.name)
-            tree.write(self._fetched / _key(source, version, identity), f"{path.parent.name}/{path.name}".encode())
-            return path
+            record = self._record(source, version, identity)
+            record.parent.mkdir(exist_ok=True, mode=0o700)
+            tree.write(record, f"{path.parent.name}/{path.name}".encode())
+            return Fetched(path, identity)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -276,10 +307,6 @@ class Store:
             f"the store {self.root} cannot be written: {error.strerror} ({error.filename}); set MULETEER_STORE to"
             " another folder"
         )
-
-
-def _key(source: Source, version: int, identity: str) -> str:
-    return digest([source.key, source.name, version, identity])
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.errors import ModelError
-from serving.model import ModelCard, ModelFolder, identity, labels, specs, versions
+from serving.model import ModelCard, ModelFolder, contents, identity, labels, specs, versions
 from serving.signature import DTYPES, Signature, TensorSpec
 
 XY = Signature((TensorSpec("x", "float32", (2,)), TensorSpec("y", "string")), ())
@@ -225,11 +225,11 @@ def test_the_identity_changes_with_the_files_and_with_model_toml_but_for_labels(
     root, path = tmp_path, tmp_path / "1"
     (path / "variables").mkdir(parents=True)
     (path / "variables" / "weights").write_text("one")
-    seen = {identity(path, root)}
+    seen = {identity(contents(path, root))}
 
     def changed():
         before = len(seen)
-        seen.add(identity(path, root))
+        seen.add(identity(contents(path, root)))
         return len(seen) > before
 
     assert not changed()

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from serving.errors import ModelError
-from serving.plan import POLICY, Plan, PlanFile, make_plan
+from serving.plan import POLICY, Placed, Plan, PlanFile, make_plan, named
 
 ROOT = Path("models")
-
-
-def place(version):
-    return ROOT / str(version), ROOT
 
 
 def make(*versions, policy="latest", labels=None, mules=4, before=Plan(), anew=False, numbers=None, **identities):  # noqa: B008
     """The plan of these versions; their identities by "v" and the version."""
     found = {one: identities.get(f"v{one}", "same") for one in versions}
+
+    def place(version):
+        return Placed(ROOT / str(version), ROOT, found[version])
+
     return make_plan(found, policy, labels or {}, mules, before, place, numbers or itertools.count(1), anew)
 
 
@@ -46,6 +46,13 @@ def test_a_policy_chooses_by_number_and_the_highest_is_the_default(policy, expec
     assert [release.version for release in made.releases] == expected
     assert [release.default for release in made.releases] == [True] + [False] * (len(expected) - 1)
     assert made.default.path == ROOT / str(expected[0])
+
+
+@pytest.mark.parametrize(
+    ("policy", "versions"), [("latest", set()), ("latest 2", set()), ("all", set()), ("9", {9}), ("2, 9", {2, 9})]
+)
+def test_a_policy_names_versions_where_it_goes_by_their_numbers(policy, versions):
+    assert named(policy) == versions
 
 
 @pytest.mark.parametrize("policy", ["", "latest0", "latest 0", "latest -1", "1;2", "newest", "1,", "-1", "²"])
@@ -120,6 +127,12 @@ def test_those_of_the_plan_before_answer_until_what_follows_them_is_loaded():
     # one that is loaded anew is another
     anew = made(1, 2, labels={"stable": 1}, before=before, anew=True)
     assert anew.beside(before) == anew
+
+
+def test_a_version_that_changed_before_it_was_placed_is_known_by_what_it_is_now():
+    found = Placed(ROOT / "1", ROOT, "newer")
+    made = make_plan({1: "older"}, "latest", {}, 1, Plan(), lambda version: found, itertools.count(1))
+    assert made.default.identity == "newer"
 
 
 def test_who_lacks_most_is_loaded_next_and_who_is_too_many_goes():

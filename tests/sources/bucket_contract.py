@@ -11,7 +11,7 @@ import pytest
 import sources
 from serving.errors import SourceError
 from serving.model import ModelFolder
-from tests.sources.test_store import below
+from tests.sources.test_store import below, bring
 
 
 class BucketContract:
@@ -22,12 +22,7 @@ class BucketContract:
 
     @pytest.fixture
     def fetch(self, open, store):
-        def fetch(key, version):
-            source = open(key)
-            store.look(source)
-            return store.fetch(source, version)
-
-        return fetch
+        return lambda key, version: bring(store, open(key), version)
 
     def test_version_folders_are_versions_and_one_is_fetched_alone(self, bucket, open, fetch):
         bucket.put({"digits/1/model.py": b"one", "digits/2/model.py": b"two", "digits/2/assets/x": b""})

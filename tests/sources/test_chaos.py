@@ -21,9 +21,8 @@ root, max_bytes, *urls = sys.argv[1:]
 store = Store(Path(root), int(max_bytes))
 while True:
     source = sources.open(random.choice(urls))
-    store.look(source)
     try:
-        path = store.fetch(source, 1)
+        path, _ = store.fetch(source, 1, store.look(source).identities[1])
     except SourceError as error:
         assert "models in use" in str(error), error
         continue

@@ -14,7 +14,7 @@ from serving.errors import SourceError, SourceUnavailable
 from sources.store import Store
 from tests.sources.bucket_contract import BucketContract
 from tests.sources.servers import GoogleEmulator
-from tests.sources.test_store import below
+from tests.sources.test_store import below, bring
 from tests.sources.web import passed_on, status
 
 LISTING = "/storage/v1/b/models/o?projection=noAcl&prefix={}%2F&prettyPrint=false"
@@ -108,22 +108,22 @@ def test_a_connection_that_breaks_in_the_middle_leaves_no_version(bucket, front,
     front.otherwise = passed_on(emulator.port, 1000)
     front.answers[LISTING.format("broken")] = [passed_on(emulator.port)]
     with pytest.raises(SourceUnavailable, match="gs://models/broken gives no good answer: "):
-        store.fetch(source, 1)
+        bring(store, source, 1)
     assert below(store.root / "objects") == below(store.root / "tmp") == []
     front.otherwise = passed_on(emulator.port)
-    assert (store.fetch(source, 1) / "1" / "model.py").read_bytes() == content
+    assert (bring(store, source, 1) / "1" / "model.py").read_bytes() == content
 
 
 def test_what_was_fetched_is_served_when_the_server_is_gone(bucket, store, emulator):
     bucket.put({"gone/1/model.py": b"one", "gone/2/model.py": b"two"})
     source = sources.open("gs://models/gone")
     store.look(source)
-    path = store.fetch(source, 2)
+    path = bring(store, source, 2)
     emulator.stop()
     store = Store(store.root, store.max_bytes)
     source = sources.open("gs://models/gone")
     found = store.look(source)
     assert (sorted(found.identities), found.stale) == ([1, 2], True)
     assert found.reason == "gs://models/gone gives no good answer: Connection refused"
-    assert store.fetch(source, 2) == path
+    assert bring(store, source, 2) == path
     assert below(path) == ["2", "2/model.py"]

@@ -12,7 +12,7 @@ import sources
 from serving.errors import SourceError, SourceUnavailable
 from sources.store import Store
 from tests.sources.servers import MLflow
-from tests.sources.test_store import below, fetching
+from tests.sources.test_store import below, bring, fetching
 from tests.sources.web import passed_on, status
 
 # as users log a model: MLflow writes the folder
@@ -98,12 +98,12 @@ def test_a_registered_model_has_versions_and_its_aliases_are_labels(environment,
 def test_a_version_is_fetched(environment, registered, store, said):
     source = sources.open("models:/digits@champion", said.append)
     store.look(source)
-    path = store.fetch(source, 2)
+    path = bring(store, source, 2)
     assert (path.name, below(path)) == ("digits", ["2", "2/assets", "2/assets/x", "2/model.py"])
     assert (path / "2" / "model.py").read_text() == "two"
     assert said[-1] == "fetching digits version 2 from models:/digits@champion"
     same = sources.open("models:/digits/2")
-    assert store.fetch(same, 2) == path
+    assert bring(store, same, 2) == path
 
 
 def test_an_alias_that_is_moved_means_another_version(environment, registered):
@@ -127,7 +127,7 @@ def test_an_alias_that_is_moved_means_another_version(environment, registered):
 def test_what_a_run_has_logged_is_version_1(environment, run, store, path, name, files):
     source = sources.open(f"runs:/{run}/{path}")
     assert list(source.versions().identities) == [1]
-    path = store.fetch(source, 1)
+    path = bring(store, source, 1)
     assert (path.name, below(path)) == (name, files)
 
 
@@ -135,7 +135,7 @@ def test_a_model_that_mlflow_has_logged_is_fetched_by_its_name_and_by_its_run(en
     logged = subprocess.run([sys.executable, "-c", LOG], capture_output=True, text=True)
     run = next(line.split()[1] for line in logged.stdout.splitlines() if line.startswith("run "))
     for url in ("models:/letters/1", f"runs:/{run}/letters"):
-        assert {"1/MLmodel", "1/python_model.pkl"} <= set(below(store.fetch(sources.open(url), 1)))
+        assert {"1/MLmodel", "1/python_model.pkl"} <= set(below(bring(store, sources.open(url), 1)))
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_server_that_fails_and_then_answers_is_asked_again(registered, front, 
     source = sources.open("models:/digits@champion", said.append)
     store.look(source)
     assert said == ["models:/digits@champion gives no good answer, and is asked again"]
-    store.release(store.fetch(source, 2))
+    store.release(bring(store, source, 2))
     front.otherwise = status(number)
     assert store.look(source).stale
 
@@ -217,10 +217,10 @@ def test_a_connection_that_breaks_in_the_middle_leaves_no_version(registered, fr
     path = f"/api/2.0/mlflow-artifacts/artifacts/{asset.relative_to(server.folder / 'artifacts')}"
     front.answers[path] = [passed_on(server.port, 1000)]
     with pytest.raises(SourceUnavailable, match="models:/digits/1: not all files of version 1 came whole"):
-        store.fetch(source, 1)
+        bring(store, source, 1)
     assert below(store.root / "objects") == below(store.root / "tmp") == []
     front.answers[path] = [passed_on(server.port, 1000), passed_on(server.port)]
-    assert (store.fetch(source, 1) / "1" / "assets" / "x").stat().st_size == 1 << 20
+    assert (bring(store, source, 1) / "1" / "assets" / "x").stat().st_size == 1 << 20
 
 
 def test_a_full_disk_is_told(environment, registered, tmp_path):
@@ -233,16 +233,16 @@ def test_what_was_fetched_is_served_when_the_server_is_gone(environment, registe
     for url, version in (("models:/digits@champion", 2), ("models:/digits", 3)):
         source = sources.open(url)
         store.look(source)
-        store.fetch(source, version)
+        bring(store, source, version)
     server.stop()
     store = Store(store.root, store.max_bytes)
     source = sources.open("models:/digits@champion")
     found = store.look(source)
     assert (list(found.identities), found.labels, found.stale) == ([2], {"champion": 2}, True)
     assert found.reason == "models:/digits@champion gives no good answer: Connection refused"
-    assert (store.fetch(source, 2) / "2" / "model.py").read_text() == "two"
+    assert (bring(store, source, 2) / "2" / "model.py").read_text() == "two"
     source = sources.open("models:/digits")
     assert sorted(store.look(source).identities) == [1, 2, 3]
-    assert (store.fetch(source, 3) / "3" / "model.py").read_text() == "three"
+    assert (bring(store, source, 3) / "3" / "model.py").read_text() == "three"
     with pytest.raises(SourceUnavailable, match="Connection refused"):
-        store.fetch(source, 1)
+        bring(store, source, 1)

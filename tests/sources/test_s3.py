@@ -10,7 +10,7 @@ from serving.errors import SourceError, SourceUnavailable
 from sources.store import Store
 from tests.sources.bucket_contract import BucketContract
 from tests.sources.servers import GUEST, OWNER, Swift
-from tests.sources.test_store import below
+from tests.sources.test_store import below, bring
 from tests.sources.web import passed_on, status
 
 
@@ -73,7 +73,7 @@ class TestBucket(BucketContract):
 def test_a_key_that_leads_out_of_its_folder_is_refused(bucket, store):
     bucket.put({"evil/a/../../x": b"x", "evil/model.py": b""})
     with pytest.raises(SourceError, match=r"/evil: the key 'evil/a/../../x' is no path of a file; rename the object"):
-        store.fetch(sources.open("s3://models/evil"), 1)
+        bring(store, sources.open("s3://models/evil"), 1)
     assert below(store.root / "objects") == below(store.root / "tmp") == []
 
 
@@ -81,7 +81,7 @@ def test_a_file_that_comes_in_parts_is_whole(bucket, store):
     content = os.urandom(20 << 20)
     bucket.put({"large.onnx": content})
     source = sources.open("s3://models/large.onnx")
-    assert (store.fetch(source, 1) / "1" / "large.onnx").read_bytes() == content
+    assert (bring(store, source, 1) / "1" / "large.onnx").read_bytes() == content
 
 
 @pytest.mark.parametrize(
@@ -164,24 +164,24 @@ def test_a_connection_that_breaks_in_the_middle_leaves_no_version(bucket, front,
     # listed, and then brought in part
     front.answers["/models/broken/1/model.py"] = [passed_on(swift.port, 1000)]
     with pytest.raises(SourceUnavailable, match="s3://models/broken gives no good answer: "):
-        store.fetch(source, 1)
+        bring(store, source, 1)
     assert below(store.root / "objects") == below(store.root / "tmp") == []
     front.answers["/models/broken/1/model.py"] = [passed_on(swift.port, 1000), passed_on(swift.port)]
-    assert (store.fetch(source, 1) / "1" / "model.py").read_bytes() == content
+    assert (bring(store, source, 1) / "1" / "model.py").read_bytes() == content
 
 
 def test_what_was_fetched_is_served_when_the_server_is_gone(bucket, store, swift, said):
     bucket.put({"gone/1/model.py": b"one", "gone/2/model.py": b"two"})
     source = sources.open("s3://models/gone", said.append)
     store.look(source)
-    path = store.fetch(source, 2)
+    path = bring(store, source, 2)
     swift.stop()
     store = Store(store.root, store.max_bytes)
     source = sources.open("s3://models/gone", said.append)
     found = store.look(source)
     assert (sorted(found.identities), found.stale) == ([1, 2], True)
     assert found.reason == "s3://models/gone gives no good answer: Connection refused"
-    assert store.fetch(source, 2) == path
+    assert bring(store, source, 2) == path
     assert below(path) == ["2", "2/model.py"]
     with pytest.raises(SourceUnavailable, match="Connection refused"):
-        store.fetch(source, 1)
+        bring(store, source, 1)

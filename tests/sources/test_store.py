@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,8 +32,7 @@ from sources.store import Store
 root, max_bytes, url = sys.argv[1:]
 store = Store(Path(root), int(max_bytes))
 source = sources.open(url, lambda line: print(line, flush=True))
-store.look(source)
-print("at", store.fetch(source, 1), flush=True)
+print("at", store.fetch(source, 1, store.look(source).identities[1]).path, flush=True)
 sys.stdin.read()
 """
 
@@ -58,10 +58,13 @@ def pinned(web, path, content):
     return f"{web.url}{path}#sha256={sha256(content).hexdigest()}"
 
 
+def bring(store, source, version):
+    """The model folder of a version, as the source has it now."""
+    return store.fetch(source, version, store.look(source).identities[version]).path
+
+
 def fetch(store, url, said=None):
-    source = sources.open(url, [].append if said is None else said.append)
-    store.look(source)
-    return store.fetch(source, 1)
+    return bring(store, sources.open(url, [].append if said is None else said.append), 1)
 
 
 def below(folder):
@@ -109,7 +112,7 @@ def test_what_was_fetched_is_served_when_the_place_is_gone(store, web, said):
     found = store.look(source)
     assert found.stale
     assert found.reason == f"{web.url}/digits.onnx gives no good answer: Connection refused"
-    assert store.fetch(source, 1) == path
+    assert bring(store, source, 1) == path
     assert said[:1] == [f"{web.url}/digits.onnx gives no good answer, and is asked again"]
 
 
@@ -123,10 +126,44 @@ def test_what_was_never_fetched_is_told_when_the_place_is_gone(store, web):
         store.look(sources.open(f"{web.url}/digits.onnx"))
 
 
-def test_a_version_that_there_is_not_is_told(store, web):
-    source = sources.open(pinned(web, "/digits.onnx", b"graph"))
-    with pytest.raises(SourceError, match=r"digits.onnx: there is no version 2, but 1$"):
-        store.fetch(source, 2)
+def test_what_another_process_hears_meanwhile_does_not_change_what_is_fetched(store, web):
+    url = f"{web.url}/digits.onnx"
+    web.answers["/digits.onnx"] = [whole(b"graph")]
+    path = fetch(store, url)
+    source = sources.open(url)
+    planned = store.look(source).identities[1]
+    # another process looks, finds another file there, and then nothing more is to be had
+    web.answers["/digits.onnx"] = [whole(b"another")]
+    Store(store.root, store.max_bytes).look(sources.open(url))
+    web.answers["/digits.onnx"] = [status(404)]
+    assert store.fetch(source, 1, planned) == (path, planned)
+    # nor is it another version than it is called
+    web.answers["/digits.onnx"] = [whole(b"a third")]
+    found = store.fetch(source, 1, "of no file")
+    assert (found.path / "1" / "digits.onnx").read_bytes() == b"a third"
+    assert found.identity == store.look(source).identities[1] != planned
+
+
+def test_what_is_here_is_known_without_a_question(store, web):
+    url = f"{web.url}/digits.onnx"
+    source = sources.open(url)
+    assert (store.kept(source), store.recall(source)) == ([], None)
+    identities = []
+    for content in (b"one", b"two"):
+        web.answers["/digits.onnx"] = [whole(content)]
+        store.release(fetch(store, url))
+        identities.append(store.look(source).identities[1])
+    asked = len(web.asked)
+    assert store.kept(source) == [(1, identities[1]), (1, identities[0])]
+    path, _ = store.fetch(source, 1, identities[0])
+    # used last
+    assert store.kept(source) == [(1, identities[0]), (1, identities[1])]
+    assert store.recall(source).identities == {1: identities[1]}
+    assert len(web.asked) == asked
+    store.release(path)
+    shutil.rmtree(path.parent)
+    assert store.kept(source) == [(1, identities[1])]
+    assert store.kept(sources.open(f"{web.url}/letters.onnx")) == []
 
 
 def test_a_fetch_that_is_killed_leaves_no_version_and_the_next_one_clears_up(store, web):
