@@ -88,7 +88,10 @@ def wish(run_dir: Path) -> str | None:
 
 
 def follow(run_dir: Path, everything: bool = False) -> Iterator[Progress]:
-    """Ask for a reload.  Gives how far it is, each time that it is further, up to its end; NoServer where none runs."""
+    """Ask for a reload.  Gives how far it is, each time that it is further, up to its end; NoServer where none runs.
+
+    Where one runs already, that comes first.
+    """
     pid = server_pid(run_dir)
     if not pid:
         raise NoServer(f"no server runs in {run_dir}; set PORT or RUN_DIR as for serve")
@@ -97,6 +100,8 @@ def follow(run_dir: Path, everything: bool = False) -> Iterator[Progress]:
         os.kill(pid, signal.SIGUSR1 if everything else signal.SIGHUP)
     except OSError as error:
         raise NoServer(f"the server in {run_dir}, process {pid}, cannot be asked: {error.strerror}") from error
+    if before.state == RUNNING:
+        yield Progress(before.number, RUNNING, f"another reload runs, and this one comes after it: {before.text}")
     while seen.number == before.number or seen.state == RUNNING:
         # looked at before its last words are
         lives = server_pid(run_dir) == pid

@@ -161,8 +161,9 @@ class Supervisor:
         except OSError:
             raise StartError(f"another server runs in {self.run_dir}; set RUN_DIR to a folder of its own") from None
         (self.run_dir / "nginx.conf").write_text(self._nginx_conf(self.instance))
-        # what was asked of a server before this one
+        # what was asked of a server before this one, and what it was at when it was killed
         reload.wish(self.run_dir)
+        self.progress.write(self.run_dir)
 
     def _nginx_conf(self, instance: Instance) -> str:
         return nginx.configuration(instance.settings, self.address, self.run_dir, self.log_dir)

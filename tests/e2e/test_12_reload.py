@@ -249,25 +249,33 @@ def test_a_uwsgi_that_dies_at_its_start_changes_nothing(start, tmp_path, model):
     assert_stops(server, before)
 
 
+def asking(server):
+    """`entrypoint.sh reload` in a process that goes on."""
+    environ = os.environ | {"RUN_DIR": str(server.settings["RUN_DIR"])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([ROOT / "entrypoint.sh", "reload"], env=environ, text=True, **pipes)
+
+
 def test_what_is_asked_for_during_a_reload_is_done_after_it(start, model):
     server = start(MODEL=model, MULES=1).wait_ready()
     pids = set(descendants(server.process.pid))
-    with load(server, "one", "two", "three"), ThreadPoolExecutor(2) as pool:
+    with load(server, "one", "two", "three"):
         held = write_version(model, 2, "two", hold=True)
         server.process.send_signal(signal.SIGHUP)
         wait_until((held / "held").exists, "it waits for version 2")
         # too late for the one that runs
         write_version(model, 3, "three")
-        asked = [pool.submit(reload, server) for _ in range(2)]
-        assert not any(one.done() for one in asked)
+        asked = [asking(server) for _ in range(2)]
+        for client in asked:
+            assert client.stdout.readline().startswith("muleteer: another reload runs, and this one comes after it: ")
         pids |= set(descendants(server.process.pid))
         (held / "hold").unlink()
-        for one in asked:
-            status, out, err = one.result()
-            assert (status, err) == (0, "") and "version 3" in out
+        for client in asked:
+            out, err = client.communicate(timeout=PATIENCE_S)
+            assert (client.returncode, err) == (0, "") and "version 3" in out
         assert says(server) == {"three"}
-    # both together, where both asked before it was done
-    assert server.output.count("reloaded: ") in (2, 3)
+    # one for both, as both had asked before the first was done
+    assert server.output.count("reloaded: ") == 2
     assert_stops(server, pids)
 
 
@@ -367,6 +375,11 @@ def test_a_server_that_dies_during_a_reload_is_missed(start, model):
         server.process.wait()
         status, _, err = asked.result()
     assert (status, err) == (1, f"muleteer: the server in {server.run_dir} ended before the reload was done\n")
+    # what it was at is over
+    (model / "2" / "hold").unlink()
+    again = start(MODEL=model, MULES=1, RUN_DIR=server.run_dir, LOG_DIR=server.run_dir).wait_ready()
+    status, out, err = reload(again)
+    assert (status, err) == (0, "") and "another reload runs" not in out
 
 
 def test_a_terminal_that_is_closed_stops_it(model, tmp_path):

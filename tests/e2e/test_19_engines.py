@@ -4,18 +4,24 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+import warnings
 
 import joblib
+import mlflow.sklearn
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema
 from sklearn.datasets import load_diabetes
+from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from ..mules.engines.trained import MODELS
+from .conftest import reload, wait_until
 
 RIDE = {"PULocationID": 10, "DOLocationID": 50, "trip_distance": 40}
 
@@ -152,3 +158,30 @@ def test_a_saved_model_answers_by_the_signature_that_a_request_names(start, tmp_
     assert "'signature_name' is \"none\"; the model has serving_default, longest" in answer.json["detail"]
     model = server.ready()["model"]
     assert (model["signature_name"], list(model["others"])) == ("serving_default", ["longest"])
+
+
+def test_replicas_of_a_model_whose_column_may_be_left_out_agree_on_that(start, tmp_path):
+    x, y = load_diabetes(return_X_y=True, as_frame=True)
+    x = x[["bmi", "bp"]]
+    model = HistGradientBoostingRegressor(max_iter=10).fit(x, y)
+    columns = [ColSpec("double", "bmi"), ColSpec("double", "bp", required=False)]
+    with warnings.catch_warnings():
+        # of a comparison in MLflow
+        warnings.simplefilter("ignore", DeprecationWarning)
+        signature = ModelSignature(Schema(columns), Schema([ColSpec("double")]))
+        mlflow.sklearn.save_model(model, tmp_path / "m" / "1", signature=signature, serialization_format="pickle")
+    server = start(MODEL=tmp_path / "m", MULES=2).wait_ready()
+
+    def all_ready():
+        replicas = server.ready()["replicas"]
+        assert all(replica["last_error"] == "" for replica in replicas)
+        return sum(replica["ready"] for replica in replicas) == 2
+
+    wait_until(all_ready, "both are ready")
+    for _ in range(2):
+        rows = pd.DataFrame({"bmi": [0.01, 0.02], "bp": [np.nan, 0.03]})
+        answer = server.predict({"instances": [{"bmi": 0.01}, {"bmi": 0.02, "bp": 0.03}]})
+        assert answer.json == {"predictions": pytest.approx(model.predict(rows).tolist())}, answer.body
+        # nor do those that come after them see another signature
+        assert reload(server)[::2] == (0, "")
+        assert all_ready()

@@ -1,5 +1,7 @@
 """A store, what was said, and a web server for each test."""
 
+import os
+
 import pytest
 import trustme
 
@@ -14,6 +16,19 @@ def impatient(monkeypatch):
     monkeypatch.setattr("sources.store.PAUSES_S", (0.01, 0.02, 0.04))
     # progress is for the one test of it
     monkeypatch.setattr("sources.store.PROGRESS_S", 3600)
+
+
+@pytest.fixture
+def nobody(monkeypatch, tmp_path):
+    """What libraries read of a user is of none, neither in the environment nor in files."""
+    prefixes = ("AWS_", "MLFLOW_", "GOOGLE_", "CLOUDSDK_", "STORAGE_")
+    for name in [name for name in os.environ if name.startswith(prefixes)]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "CLOUDSDK_CONFIG"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    # nor is this machine one of a cloud
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ class Bucket:
 
 
 @pytest.fixture
-def bucket(emulator, monkeypatch):
+def bucket(emulator, monkeypatch, nobody):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator.url)
     monkeypatch.setattr("sources.gs.RETRY_S", 2.0)
     return Bucket()
@@ -87,12 +87,7 @@ def test_a_refusal_is_told(front, number, told):
         sources.open("gs://models/digits").versions()
 
 
-def test_no_credentials_are_told(monkeypatch, tmp_path):
-    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
-    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "")
-    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
-    # this machine is none of Google's
-    monkeypatch.setenv("NO_GCE_CHECK", "true")
+def test_no_credentials_are_told(nobody):
     with pytest.raises(
         SourceUnavailable, match="there are no credentials; set GOOGLE_APPLICATION_CREDENTIALS to a key"
     ):

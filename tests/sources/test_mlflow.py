@@ -35,10 +35,8 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture
-def environment(server, monkeypatch):
-    """What MLflow reads, and nothing of the user's own."""
-    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
-        monkeypatch.delenv(name)
+def environment(server, monkeypatch, nobody):
+    """What MLflow reads."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -176,8 +174,7 @@ def test_a_registered_model_without_a_version_is_told(environment, registered):
         sources.open("models:/empty").versions()
 
 
-def test_an_address_without_a_server_is_told(monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_an_address_without_a_server_is_told(nobody):
     with pytest.raises(
         SourceError, match="models:/digits: it needs MLFLOW_TRACKING_URI, the address of the MLflow ser"
     ):

@@ -22,13 +22,8 @@ def swift(tmp_path_factory):
 
 
 @pytest.fixture
-def environment(swift, monkeypatch, tmp_path):
-    """What boto3 reads, and nothing of the user's own."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+def environment(swift, monkeypatch, nobody):
+    """What boto3 reads."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", swift.url)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setattr("sources.s3.ATTEMPTS", 2)
