@@ -216,8 +216,9 @@ class Supervisor:
             # not those of a version that is refused by now
             failed = [one for one in replicas if one["state"] == "failed" and instance.plan.release(one["release"])]
             if failed and (complete or (ready.get("status") == "failed" and not self._refuse_failed(replicas))):
-                reason = f"the model in {instance.model.path} cannot be loaded: {''.join(errors[:1])}"
-                raise LoadError(reason)
+                worst = next((one for one in failed if one["default"]), failed[0])
+                release = instance.plan.release(worst["release"]) or instance.plan.default
+                raise LoadError(f"the model in {release.path} cannot be loaded: {worst['last_error']}")
             if time.monotonic() >= next_word:
                 waited = f"loading {instance.model.name} … {time.monotonic() - start:.0f} s"
                 self._tell("; ".join([waited, *errors]))
@@ -404,10 +405,11 @@ class Supervisor:
             try:
                 new.adopt(self._aside(lambda: new.look(Plan(), False, self.refused.reasons, True, wish)))
                 done = self._replace(new)
-            except BaseException:
-                # what it has fetched need not stay
-                new.catalog.keep(Plan())
-                raise
+                self._loaded(new.plan, Plan())
+            finally:
+                if self.instance is not new:
+                    # what it has fetched need not stay
+                    new.catalog.keep(Plan())
         else:
             plan = self._plan(again=True, wish=wish)
             if plan.releases == self.instance.plan.releases:
