@@ -1,38 +1,31 @@
 """Muleteer's command line: serve a model, look after its server, and look at models without one.
 
-Runs in:  a process of its own; `serve` becomes the supervisor.  A model is loaded in another, which ends with it.
-Units:    seconds, MB of 2**20 bytes.
+Runs in:  a process of its own; `serve` becomes the supervisor.
 """
 
 import argparse
-import contextlib
 import fcntl
 import json
-import multiprocessing
 import os
-import re
 import resource
 import signal
 import sys
-import time
-import timeit
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import reload
+import trial
 from catalog import Catalog
 from instance import readyz
 from nginx import StartError
-from serving.errors import ModelError, ServingError, SettingsError, SourceError
+from serving.errors import ModelError, SettingsError, SourceError
 from serving.model import ModelFolder
 from serving.plan import POLICY
 from serving.settings import Settings
-from serving.task import Tensors
 from supervisor import SIGNALS, Supervisor, go_home, ini_of, run_dir_of
+from trial import TrialFailed
 
-MIB = 1 << 20
 HELP = """\
 Serves a model over HTTP: nginx, uWSGI, and long-lived mules that each hold a copy of it.
 
@@ -96,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         status: int = asked.run(asked, environ)
         return status
-    except Failed as error:
+    except (Failed, TrialFailed) as error:
         return _refuse(1, error)
     except SettingsError as error:
         return _refuse(2, error)
@@ -262,13 +255,15 @@ def _fetch(asked: argparse.Namespace, environ: dict[str, str]) -> int:
 def _verify(asked: argparse.Namespace, environ: dict[str, str]) -> int:
     settings = _settings(environ)
     folder = _folder(asked, settings, environ)
-    found = _apart(_try, folder, settings)
+    found = trial.apart(trial.try_out, folder, settings)
     if asked.json:
         print(json.dumps(found))
         return 0
     print(f"{folder.name}, version {folder.version} ({found['engine']}), {folder.path}")
     print(f"  takes   {', '.join(found['inputs'])}")
     print(f"  gives   {', '.join(found['outputs'])}")
+    for name, signature in found["others"].items():
+        print(f"  by {name!r}: {signature}")
     times = ", ".join(f"{ms:.2f} ms for {rows} {'row' if rows == '1' else 'rows'}" for rows, ms in found["ms"].items())
     print(f"  loads   in {found['load_s']:.1f} s; then it takes {times}")
     print(f"  memory  {found['mb']} MB, {found['model_mb']} of them for the model and its framework")
@@ -282,104 +277,8 @@ def _predict(asked: argparse.Namespace, environ: dict[str, str]) -> int:
     except OSError as error:
         raise Failed(f"{asked.file}: {error.strerror}") from error
     settings = _settings(environ)
-    print(_apart(_answer, _folder(asked, settings, environ), settings, body))
+    print(trial.apart(trial.answer, _folder(asked, settings, environ), settings, body))
     return 0
-
-
-# ---- in a process of its own
-
-
-def _try(folder: ModelFolder, settings: Settings) -> dict[str, Any]:
-    """Load a model, and what a replica does before it is ready."""
-    from mules import engines
-    from mules.canary import Canary
-
-    before, start = _rss_mb(), time.monotonic()
-    engine = engines.load(folder, settings.threads_per_replica)
-    load_s = time.monotonic() - start
-    signature, answer = engine.signature, folder.answer(engine.signature)
-    most = engines.most_rows(settings.max_batch_rows, folder, engine)
-    sample = folder.sample(signature)
-    sizes = [rows for rows, _ in Canary(engine, sample, answer).warm_up(most)]
-    return {
-        "name": folder.name,
-        "version": folder.version,
-        "engine": engines.find(folder),
-        "others": {name: str(other.signature) for name, other in engines.others(engine).items()},
-        "inputs": [f"{spec.name} {spec}" for spec in signature.inputs],
-        "outputs": [f"{spec.name} {spec}" for spec in signature.outputs],
-        "load_s": load_s,
-        "ms": {str(rows): _ms(engine, sample, rows) for rows in sizes},
-        "mb": _rss_mb(),
-        "model_mb": _rss_mb() - before,
-        "compared": answer is not None,
-    }
-
-
-def _ms(engine: Any, sample: Tensors, rows: int) -> float:
-    """What a predict of so many rows takes, the mean of as many as a fifth of a second holds."""
-    inputs = {name: tensor.repeat(rows, axis=0) for name, tensor in sample.items()}
-    calls, took_s = timeit.Timer(lambda: engine.predict(inputs)).autorange()
-    return took_s / calls * 1000
-
-
-def _answer(folder: ModelFolder, settings: Settings, body: bytes) -> str:
-    """What POST /predict answers."""
-    from app import codec
-    from mules import engines
-    from mules.canary import check_outputs
-    from serving import batching
-
-    engine = engines.load(folder, settings.threads_per_replica)
-    inputs, encode, name = codec.decode(body, engine.signature, settings.max_request_rows, engines.signatures(engine))
-    engine = engines.others(engine).get(name, engine)
-    most = engines.most_rows(settings.max_batch_rows, folder, engine)
-    parts = []
-    for part in batching.slices(inputs, engine.signature.rows(inputs), most):
-        parts.append(engine.predict(part))
-        check_outputs(parts[-1], engine.signature, engine.signature.rows(part))
-    return encode(batching.join(parts)).decode()
-
-
-def _rss_mb() -> int:
-    return int(re.findall(r"VmRSS:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) // 1024
-
-
-def _apart(work: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function gives, called in a process that ends with it; Failed with what it raises, or died of."""
-    context = multiprocessing.get_context("spawn")
-    mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(theirs, work, *arguments))
-    process.start()
-    theirs.close()
-    try:
-        kind, found = mine.recv()
-    except EOFError:
-        process.join()
-        code = process.exitcode or 0
-        how = (
-            f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with status {code}"
-        )
-        raise Failed(f"the process that loaded the model {how}") from None
-    process.join()
-    if kind == "error":
-        raise Failed(found)
-    return found
-
-
-def _run(connection: Connection, work: Callable[..., Any], *arguments: Any) -> None:
-    # what the model prints is not the answer
-    os.dup2(2, 1)
-    try:
-        connection.send(("found", work(*arguments)))
-    except (ModelError, ServingError) as error:
-        connection.send(("error", str(error)))
-    except (Exception, SystemExit) as error:
-        connection.send(("error", f"the model raised {type(error).__name__}: {error}"))
-    with contextlib.suppress(OSError):
-        sys.stderr.flush()
-    # a framework's threads may not end
-    os._exit(0)
 
 
 # ---- words

@@ -196,6 +196,24 @@ def test_a_pause_is_slept_in_short_turns_and_ends_with_a_stop(life, write):
     assert life.board.statuses()[0].heartbeat_age_s < 60
 
 
+def test_a_pause_ends_where_what_could_not_be_loaded_is_not_to_be_served_any_more(life, write):
+    stop, slept = Stop(), []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        stop.now = True
+
+    folder = write(model_py="raise RuntimeError")
+    life.run(folder, number=1)
+    life.record.not_before = time.monotonic() + 60
+    mules._pause(life.record, stop, life.pool, sleep)
+    assert slept == [mules.IDLE_S]
+    plan_file(life.run_dir, release(folder, 2))
+    stop.now = False
+    mules._pause(life.record, stop, life.pool, sleep)
+    assert slept == [mules.IDLE_S]
+
+
 def test_a_model_that_loads_again_is_ready_and_its_failures_are_forgotten(write, life):
     life.record.fail("once", pause_s=0)
     life.record.state = State.FAILED
