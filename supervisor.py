@@ -4,14 +4,12 @@ Runs in:  its own process, PID 1 in the image.  Knows nothing of queues.
 """
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
 import re
 import signal
 import stat
-import subprocess
 import sys
 import threading
 import time
@@ -23,10 +21,12 @@ from typing import Any, TextIO, TypeVar
 
 import orjson
 
+import children
 import nginx
 import reload
 import sources
 from catalog import BrokenVersion
+from children import Child
 from instance import FOLDERS, SOCKETS, Instance
 from nginx import StartError
 from refusals import Refusals
@@ -40,9 +40,6 @@ SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.
 MAX_SOCKET_PATH = 107
 # a curl line longer than this is no line to paste
 MAX_CURL_BODY = 1200
-PR_SET_PDEATHSIG = 1
-# for a child that did not stop in time, before it is killed
-LAST_WORDS_S = 0.8
 # how long an instance that serves no more has to be without a connection: nginx may be just about to make one
 QUIET_S = 1.0
 # between looks at replicas that could not load their version at the start
@@ -84,7 +81,7 @@ class Supervisor:
         # the one that serves, and the one that is to replace it or has been replaced
         self.instance = Instance(self.run_dir, FOLDERS[0], self.ini, environ, self._hear)
         self.other: Instance | None = None
-        self.nginx: subprocess.Popen[bytes] | None = None
+        self.nginx: Child | None = None
         self.aside: threading.Thread | None = None
         self.stops = 0
         # signals that ask for a reload which has not begun
@@ -172,19 +169,9 @@ class Supervisor:
         instance.make_folder()
         instance.process = self._spawn(instance.command, instance.environ)
 
-    def _spawn(self, command: list[str], environ: dict[str, str]) -> subprocess.Popen[bytes]:
+    def _spawn(self, command: list[str], environ: dict[str, str]) -> Child:
         with self._log() as log:
-            return subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                # Ctrl-C is for the supervisor alone: it knows the order of a stop
-                start_new_session=True,
-                preexec_fn=_in_child,
-            )
+            return children.spawn(command, environ, ROOT, log)
 
     @contextlib.contextmanager
     def _log(self) -> Iterator[TextIO | None]:
@@ -468,8 +455,7 @@ class Supervisor:
     def _stop_other(self) -> None:
         if self.other:
             deadline = time.monotonic() + self.other.settings.stop_timeout_s
-            children = [self.other.process] if self.other.process else []
-            self._stop(children, signal.SIGTERM, deadline, self._next_event)
+            self._stop([self.other.process] if self.other.process else [], signal.SIGTERM, deadline, self._next_event)
             self.other.remove_folder()
             self.other.catalog.keep(Plan())
         self.other = None
@@ -569,21 +555,13 @@ class Supervisor:
             self.asked.add(number)
         self._reap()
 
-    def _children(self) -> list[subprocess.Popen[bytes]]:
+    def _children(self) -> list[Child]:
         uwsgi = [instance.process for instance in (self.instance, self.other) if instance]
         return [child for child in (self.nginx, *uwsgi) if child]
 
     def _reap(self) -> None:
-        for child in self._children():
-            child.poll()
-        if self.aside and self.aside.is_alive():
-            # a library that runs there may have children, and waits for them
-            return
-        # also what other processes left behind, as PID 1 has to
-        mine = {child.pid for child in self._children()}
-        with contextlib.suppress(ChildProcessError):
-            while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and found.si_pid not in mine:
-                os.waitpid(found.si_pid, os.WNOHANG)
+        # a library that runs aside may have children, and waits for them
+        children.reap(self._children(), others=not (self.aside and self.aside.is_alive()))
 
     # ---- stop
 
@@ -609,34 +587,9 @@ class Supervisor:
         if self.stops:
             _say("stopped")
 
-    def _stop(
-        self,
-        children: Sequence[subprocess.Popen[bytes]],
-        number: int,
-        deadline: float,
-        wait: Callable[[float], None],
-    ) -> None:
-        """Ask them to end; those that have not by the deadline are ended."""
-        while any(child.poll() is None for child in children) and time.monotonic() < deadline and self.stops < 2:
-            for child in children:
-                # more than once, for uWSGI ignores it until it has started; while it stops, another changes nothing
-                child.send_signal(number)
-            # a child's end may have been noticed before this wait: look again now and then
-            wait(min(0.2, max(0.0, deadline - time.monotonic())))
-        # the quick end, which still gives back sockets and semaphores; what loads a model does not hear of it
-        last = time.monotonic() + LAST_WORDS_S
-        while (late := [child for child in children if child.poll() is None]) and time.monotonic() < last:
-            for child in late:
-                # also wakes uWSGI's master, which looks for its dead once a second
-                child.send_signal(signal.SIGINT)
-                for pid in _group(child.pid) - {child.pid}:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
-        for child in children:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+    def _stop(self, some: Sequence[Child], number: int, deadline: float, wait: Callable[[float], None]) -> None:
+        # asked twice, it ends at once
+        children.stop(some, number, deadline, wait, lambda: self.stops > 1)
 
     def _see_log(self) -> str:
         """The last lines of the log, or nothing where they are on the terminal already."""
@@ -650,27 +603,10 @@ class Supervisor:
         return "\n  | ".join([f"; the end of {log}:", *lines])
 
 
-def _in_child() -> None:
-    """Between fork and exec: signals as usual, and an end with the supervisor, however that ends."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def _as_planned(replica: dict[str, Any], plan: Plan) -> bool:
     """Whether a replica, as /readyz shows it, answers to what its release is to answer to."""
     release = plan.release(replica["release"])
     return release is None or (replica["default"], tuple(replica["labels"])) == (release.default, release.labels)
-
-
-def _group(leader: int) -> set[int]:
-    """The processes of a process group."""
-    found = set()
-    for stat_file in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # the name in parentheses may hold anything: state, parent and group come after it
-            if int(stat_file.read_text().rpartition(")")[2].split()[2]) == leader:
-                found.add(int(stat_file.parent.name))
-    return found
 
 
 def _json(value: Any) -> Any:

@@ -17,7 +17,7 @@ LAYERS = [
     {"serving.wire", "serving.batching", "serving.transport", "serving.model"},
     {"serving.uwsgi_transport", "serving.memory_transport", "serving.store", "serving.quarantine"},
     {"app", "mules", "sources"},
-    {"nginx", "reload", "catalog", "refusals", "trial"},
+    {"nginx", "reload", "catalog", "children", "refusals", "trial"},
     {"wsgi", "instance"},
     {"supervisor"},
     {"muleteer"},
@@ -100,7 +100,7 @@ def test_a_library_is_imported_in_one_place_alone(libraries, home):
 
 
 def test_the_supervisor_knows_of_settings_models_and_their_sources_alone():
-    own = {"catalog", "instance", "nginx", "refusals", "reload"}
+    own = {"catalog", "children", "instance", "nginx", "refusals", "reload"}
     assert imports("supervisor") | imports("instance") >= own
     ours = set().union(*(imports(module) & MODULES.keys() for module in own | {"supervisor"})) - own
     assert ours == {
