@@ -52,7 +52,7 @@ class Catalog:
         return self.found
 
     def place(self, version: int, identity: str) -> Placed:
-        """Where a version is, fetched if need be, unless it has changed since the look.  BrokenVersion: no model."""
+        """Where a version is, fetched if need be, and the identity that it has there.  BrokenVersion: no model."""
         found = self._shelf.place(version, identity)
         try:
             ModelFolder.open(found.path, found.root, version)
