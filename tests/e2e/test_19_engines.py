@@ -3,8 +3,8 @@
 import json
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import joblib
 import mlflow.sklearn
