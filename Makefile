@@ -44,6 +44,7 @@ bench: $(VENV)/.dev nginx ## compare with the peers that are installed, measure 
 	@$(BIN)/python -m bench.compare $(ARGS)
 	@$(if $(ARGS),,$(BIN)/python -m bench.growth)
 	@$(if $(ARGS),,$(BIN)/python -m bench.engines)
+	@$(if $(ARGS),,$(BIN)/python -m bench.dialects)
 
 bench-peers: $(VENV)/.dev ## install the peers, all or PEERS, each into an environment of its own (12 GB)
 	@$(BIN)/python -m bench.peer $(PEERS)

@@ -8,7 +8,7 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -71,10 +71,16 @@ class Run(Generic[T]):
     after: T | None
 
 
-def request(body: bytes, path: str = "/predict", content_type: str = "application/json") -> bytes:
-    """A whole POST."""
-    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+def request(
+    body: bytes,
+    path: str = "/predict",
+    content_type: str = "application/json",
+    headers: Mapping[str, str] | None = None,
+) -> bytes:
+    """A whole POST; headers: instead of the Content-Type."""
+    told = {"Content-Type": content_type} if headers is None else headers
+    lines = [f"POST {path} HTTP/1.1", "Host: bench", *(f"{name}: {value}" for name, value in told.items())]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
 
 def contains(text: str) -> tuple[int, bytes]:
