@@ -79,6 +79,8 @@ class TensorSpec:
     default: bool | int | float | str | None = None
     # a value of one row that the model takes, as JSON has it; None: zeros will do
     sample: Any = field(default=None, compare=False)
+    # whether its strings are bytes, which MLflow's clients write in base64
+    binary: bool | None = None
 
     @classmethod
     def parse(cls, name: str, text: str) -> "TensorSpec":
@@ -318,6 +320,12 @@ class Signature:
         """The input of a model that has one."""
         return self.inputs[0] if len(self.inputs) == 1 else None
 
+    @cached_property
+    def main(self) -> TensorSpec | None:
+        """The input of a model that has one, or has defaults for all others."""
+        needed = [spec for spec in self.inputs if spec.default is None]
+        return needed[0] if len(needed) == 1 else self.only
+
     def __str__(self) -> str:
         sides = (", ".join(f"{spec.name} {spec}" for spec in side) for side in (self.inputs, self.outputs))
         return " → ".join(sides)
@@ -335,6 +343,10 @@ class Signature:
         inputs = {spec.name: spec.array(value[spec.name], plain) for spec in self.inputs if spec.name in value}
         if not inputs:
             raise SignatureMismatch("'inputs': it is empty, and does not tell how many rows there are")
+        return self.completed(inputs)
+
+    def completed(self, inputs: Tensors) -> Tensors:
+        """Those inputs, which are in their order, and the defaults of those that are left out."""
         rows = self.rows(inputs)
         if len(inputs) == len(self.inputs):
             return inputs
