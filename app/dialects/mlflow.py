@@ -159,7 +159,11 @@ def _records(value: Any, signature: Signature) -> Columns:
         if any(len(row) != len(names) for row in value):
             raise _no_frame("records", "the records differ in their columns")
         return _table("records", names, [[row[name] for name in names] for row in value], signature)
-    return {spec.name: [row.get(spec.name) for row in value] for spec in signature.inputs if spec.name in names}
+    return {
+        spec.name: [row.get(spec.name, np.nan if spec.dtype.startswith("float") else None) for row in value]
+        for spec in signature.inputs
+        if spec.name in names
+    }
 
 
 def _table(form: str, names: list[str] | None, rows: list[Any], signature: Signature) -> Columns:
