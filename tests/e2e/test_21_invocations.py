@@ -1,6 +1,5 @@
 """MLflow's scoring protocol, SageMaker's contract and TorchServe's API, as their own clients speak them."""
 
-import io
 import json
 import warnings
 
@@ -8,13 +7,12 @@ import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pytest
-import requests
 from mlflow.models import ModelSignature
 from mlflow.pyfunc import scoring_server
 from mlflow.pyfunc.scoring_server.client import ScoringServerClient
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
-from .conftest import DIGITS, Server, write_model
+from .conftest import Server
 
 JSON = {"Content-Type": "application/json"}
 FRAME = pd.DataFrame({"x": [1.5, 2, -3], "n": [1, 2**40, 3], "text": ["a", "ž", "c"]})
