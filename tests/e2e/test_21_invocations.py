@@ -2,17 +2,21 @@
 
 import json
 import warnings
+from contextlib import closing
 
 import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pytest
+import requests
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.pyfunc import scoring_server
 from mlflow.pyfunc.scoring_server.client import ScoringServerClient
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
-from .conftest import Server
+from ..mules.engines.trained import MODELS
+from .conftest import DIGITS, Server, wait_until, write_model
 
 JSON = {"Content-Type": "application/json"}
 FRAME = pd.DataFrame({"x": [1.5, 2, -3], "n": [1, 2**40, 3], "text": ["a", "ž", "c"]})
@@ -23,7 +27,7 @@ SPLIT = FRAME.to_dict(orient="split")
 class Times(mlflow.pyfunc.PythonModel):
     """Multiplies by a param."""
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input: pd.DataFrame, params=None):
         found = model_input["x"] * params["factor"]
         return pd.DataFrame({"y": found, "n": model_input["n"], "told": model_input["text"] + params["unit"]})
 
@@ -31,7 +35,7 @@ class Times(mlflow.pyfunc.PythonModel):
 class Halves(mlflow.pyfunc.PythonModel):
     """Of a matrix."""
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input: pd.DataFrame, params=None):
         return np.asarray(model_input) / 2
 
 
@@ -103,6 +107,33 @@ def test_each_envelope_is_answered_as_mlflow_does(scoring, times, sent):
     assert json.dumps(answer.json, sort_keys=True) == json.dumps(expected, sort_keys=True)
 
 
+WRONG = [
+    {},
+    {"instances": ROWS, "inputs": ROWS},
+    {"columns": list(FRAME), "data": SPLIT["data"]},
+    {"dataframe_split": ROWS},
+    {"dataframe_split": {**SPLIT, "orient": "split"}},
+    {"dataframe_split": {"columns": ["x"], "data": [[1, 2]]}},
+    {"dataframe_split": {"columns": ["x", "text"], "data": [[1, "a"]]}},
+    {"dataframe_records": ROWS[0]},
+    {"dataframe_records": [{**ROWS[0], "n": 2**64}]},
+    {"instances": [ROWS[0], {"x": 1}]},
+    {"inputs": {**ROWS[0], "x": "one"}},
+    {"inputs": {**ROWS[0], "text": [[]]}},
+    {"instances": ROWS, "params": {"factor": "five"}},
+    {"instances": ROWS, "params": ["factor"]},
+]
+
+
+@pytest.mark.parametrize("sent", [b"", b"{", b"\xff", *(json.dumps(sent).encode() for sent in WRONG)])
+def test_what_mlflow_refuses_is_refused_with_its_status(scoring, times, sent):
+    with pytest.raises(MlflowException) as error:
+        theirs(times[0], sent)
+    answer = scoring.request("POST", "/invocations", sent, JSON)
+    assert (answer.status, set(answer.json)) == (error.value.get_http_status_code(), {"error_code", "message"})
+    assert answer.json["error_code"] == "BAD_REQUEST" and answer.json["message"]
+
+
 MATRIX = [
     {"dataframe_split": {"data": [[1, 2], [3.5, None]]}},
     {"dataframe_split": {"columns": ["a", "b"], "index": [7, 8], "data": [[1, 2], [3, 4]]}},
@@ -125,3 +156,94 @@ def test_a_model_of_a_matrix_takes_tables_too(start, tmp_path):
     sent = np.array([[1, 2.5], [3, np.nan]])
     found = np.array(client.invoke(sent)["predictions"])
     np.testing.assert_array_equal(found, sent / 2)
+
+
+def test_a_container_of_sagemakers_is_asked_as_ever(start, tmp_path):
+    made = MODELS["sagemaker"](tmp_path)
+    flowers, expected = made.inputs["flowers"], made.outputs["probabilities"]
+    server = start(MODEL=tmp_path, MULES=1).wait_ready()
+    assert server.request("GET", "/ping").status == 200
+    told = server.request("GET", "/execution-parameters").json
+    assert told == {"MaxConcurrentTransforms": 12, "BatchStrategy": "MULTI_RECORD", "MaxPayloadInMB": 8}
+    headers = JSON | {"Accept": "application/json", "X-Amzn-SageMaker-Custom-Attributes": "trace=1"}
+    answer = server.request("POST", "/invocations", json.dumps(flowers.tolist()).encode(), headers)
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    np.testing.assert_allclose(answer.json, expected, rtol=1e-6)
+    answer = server.request("POST", "/invocations", json.dumps(flowers[0].tolist()).encode(), headers)
+    np.testing.assert_allclose(answer.json, expected[0], rtol=1e-6)
+
+
+def test_a_client_of_torchserves_is_answered_as_ever(digits, tmp_path):
+    row = json.loads((DIGITS / "sample.json").read_text())
+    expected = digits.predict(row).json
+    file = tmp_path / "row.json"
+    file.write_text(json.dumps(row["image"]))
+    url = f"{digits.url}/predictions/digits"
+    with closing(requests.Session()) as session, file.open("rb") as opened:
+        assert session.get(f"{digits.url}/ping").json() == {"status": "Healthy"}
+        for answer in (
+            session.post(url, json=row["image"]),
+            session.post(f"{url}/1.0", data=json.dumps(row)),
+            session.post(url, data={"data": json.dumps(row["image"])}),
+            # as curl -T
+            session.put(url, data=opened),
+        ):
+            assert (answer.status_code, answer.json()) == (200, expected)
+        answer = session.post(url, json=[row["image"]] * 2)
+        assert answer.json() == [expected] * 2
+        answer = session.post(url, json={"instances": [row]})
+        assert answer.json() == {"predictions": [expected]}
+        answer = session.post(f"{digits.url}/predictions/other", json=row)
+        assert (answer.status_code, answer.json()["type"]) == (404, "ModelNotFoundException")
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/invocations", {"error_code": "BAD_REQUEST", "message": None}),
+        ("/predictions/digits", {"code": 413, "type": "BadRequestException", "message": None}),
+        ("/predictions/digits/1", {"code": 413, "type": "BadRequestException", "message": None}),
+    ],
+)
+def test_what_nginx_refuses_has_the_form_of_the_path(digits, path, expected):
+    answer = digits.request("POST", path, b" " * (8 << 20) + b"{}")
+    assert (answer.status, answer.headers["content-type"]) == (413, "application/json")
+    assert "max_body_bytes in uwsgi.ini" in answer.json["message"]
+    assert {**answer.json, "message": None} == expected
+
+
+LOADING = """
+import pathlib
+import time
+
+class Model:
+    inputs = {"x": "float32"}
+    outputs = {"y": "float32"}
+
+    def __init__(self, path):
+        while not pathlib.Path(path, "go").exists():
+            time.sleep(0.05)
+
+    def predict(self, inputs):
+        return {"y": inputs["x"]}
+"""
+
+
+def test_ping_fails_until_the_model_is_loaded(start, tmp_path):
+    server = start(MODEL=write_model(tmp_path / "slow", LOADING), MULES=1)
+
+    def status(path):
+        try:
+            return server.request("GET", path).status
+        except OSError:
+            return None
+
+    wait_until(lambda: status("/ping") == 503, "the server answers")
+    assert status("/health") == 503
+    answer = server.request("POST", "/invocations", b"[1]")
+    assert (answer.status, answer.json["error_code"]) == (503, "TEMPORARILY_UNAVAILABLE")
+    assert answer.headers["retry-after"]
+    (tmp_path / "slow" / "go").touch()
+    server.wait_ready()
+    assert (status("/ping"), status("/health")) == (200, 200)
+    assert server.request("POST", "/invocations", b"[1]").json == [1]
