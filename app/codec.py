@@ -22,7 +22,7 @@ import threading
 from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import orjson
@@ -32,9 +32,17 @@ from serving.errors import DecodeError, FrameTooLarge, SignatureMismatch
 from serving.signature import Signature, TensorSpec
 from serving.task import Tensor, Tensors
 
-Encode = Callable[[Tensors], bytes]
 # what stands in JSON for an output
 Told = Callable[[str, Tensor], Any]
+# what makes bytes of that
+Dump = Callable[[dict[str, Any], Tensors], bytes]
+
+
+class Encode(Protocol):
+    """Outputs in one of the forms."""
+
+    def __call__(self, outputs: Tensors, told: Told = ..., dump: Dump = ...) -> bytes: ...
+
 
 _NONE: Mapping[str, Signature] = MappingProxyType({})
 
@@ -68,11 +76,7 @@ def decode(
         value = _opened(value)
     name = ""
     if type(value) is dict and len(value) > 1 and "signature_name" in value and not _ENCODERS.keys().isdisjoint(value):
-        name = value.pop("signature_name")
-        if type(name) is not str or name not in signatures:
-            known = ", ".join(signatures)
-            raise SignatureMismatch(f"'signature_name' is {json.dumps(name)[:64]}; the model has {known}")
-        signature = signatures[name]
+        name, signature = _named(value, signatures)
         spec = signature.only
     # struct takes them for numbers; a single letter is looked for much faster
     words = (b"r" in body and b"true" in body) or (b"l" in body and b"false" in body)
@@ -89,6 +93,25 @@ def decode(
             return {spec.name: tensor}, encode, name
     inputs, encode = _decode_slowly(body, value, words, signature, max_rows)
     return inputs, encode, name
+
+
+def decode_value(
+    value: Any, signature: Signature, max_rows: float, signatures: Mapping[str, Signature]
+) -> tuple[Tensors, Encode, str]:
+    """The same from what has been read in another way."""
+    name = ""
+    if isinstance(value, dict) and "signature_name" in value and not _ENCODERS.keys().isdisjoint(value):
+        name, signature = _named(value, signatures)
+    inputs, encode = _decode_slowly(b"", value, True, signature, max_rows)
+    return inputs, encode, name
+
+
+def _named(value: dict[str, Any], signatures: Mapping[str, Signature]) -> tuple[str, Signature]:
+    name = value.pop("signature_name")
+    if type(name) is not str or name not in signatures:
+        known = ", ".join(signatures)
+        raise SignatureMismatch(f"'signature_name' is {json.dumps(name, default=str)[:64]}; the model has {known}")
+    return name, signatures[name]
 
 
 def _decode_large(body: bytes, spec: TensorSpec, max_rows: float) -> tuple[Tensors, Encode, str] | None:
@@ -224,7 +247,21 @@ def _told(name: str, tensor: Tensor) -> Any:
     return values(tensor)
 
 
-def encode_instances(outputs: Tensors, told: Told = _told) -> bytes:
+def dump(value: dict[str, Any], outputs: Tensors) -> bytes:
+    """JSON in which tensors stand; outputs: those that there are."""
+    told = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    # orjson writes NaN as null
+    if b"null" not in told or all(tensor.dtype.kind != "f" or np.isfinite(tensor).all() for tensor in outputs.values()):
+        return told
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_listed).encode()
+
+
+def _listed(part: Tensor | np.generic) -> Any:
+    # a tensor, or the one number that a row of it is; by way of text, so that a float32 keeps its short form
+    return (part.astype(str).astype(float) if part.dtype.kind == "f" else part).tolist()
+
+
+def encode_instances(outputs: Tensors, told: Told = _told, dump: Dump = dump) -> bytes:
     """As the answer to rows."""
     columns = [(name, told(name, tensor)) for name, tensor in outputs.items()]
     if len(columns) == 1:
@@ -233,14 +270,14 @@ def encode_instances(outputs: Tensors, told: Told = _told) -> bytes:
     return dump({"predictions": [{name: column[row] for name, column in columns} for row in rows]}, outputs)
 
 
-def encode_columns(outputs: Tensors, told: Told = _told) -> bytes:
+def encode_columns(outputs: Tensors, told: Told = _told, dump: Dump = dump) -> bytes:
     """As the answer to columns."""
     return dump({"outputs": {name: told(name, tensor) for name, tensor in outputs.items()}}, outputs)
 
 
-def encode_instance(outputs: Tensors) -> bytes:
+def encode_instance(outputs: Tensors, told: Told = _told, dump: Dump = dump) -> bytes:
     """As the answer to one row by its names."""
-    return dump({name: values(tensor)[0] for name, tensor in outputs.items()}, outputs)
+    return dump({name: told(name, tensor)[0] for name, tensor in outputs.items()}, outputs)
 
 
 def values(tensor: Tensor) -> Any:
@@ -270,17 +307,3 @@ def text(item: Any) -> str | dict[str, str]:
 
 
 _ENCODERS: dict[str, Encode] = {"instances": encode_instances, "inputs": encode_columns}
-
-
-def dump(value: dict[str, Any], outputs: Tensors) -> bytes:
-    """JSON in which tensors stand; outputs: those that there are."""
-    told = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-    # orjson writes NaN as null
-    if b"null" not in told or all(tensor.dtype.kind != "f" or np.isfinite(tensor).all() for tensor in outputs.values()):
-        return told
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_listed).encode()
-
-
-def _listed(part: Tensor | np.generic) -> Any:
-    # a tensor, or the one number that a row of it is; by way of text, so that a float32 keeps its short form
-    return (part.astype(str).astype(float) if part.dtype.kind == "f" else part).tolist()
