@@ -23,7 +23,7 @@ import threading
 from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import orjson
@@ -33,9 +33,17 @@ from serving.errors import DecodeError, FrameTooLarge, SignatureMismatch
 from serving.signature import Signature, TensorSpec
 from serving.task import Tensor, Tensors
 
-Encode = Callable[[Tensors], bytes]
 # what stands in JSON for an output
 Told = Callable[[str, Tensor], Any]
+# what makes bytes of that
+Dump = Callable[[Any, Tensors], bytes]
+
+
+class Encode(Protocol):
+    """Outputs in one of the forms."""
+
+    def __call__(self, outputs: Tensors, told: Told = ..., dump: Dump = ...) -> bytes: ...
+
 
 _NONE: Mapping[str, Signature] = MappingProxyType({})
 
@@ -71,11 +79,7 @@ def decode(
         value = _opened(value)
     name = ""
     if type(value) is dict and len(value) > 1 and "signature_name" in value and not _ENCODERS.keys().isdisjoint(value):
-        name = value.pop("signature_name")
-        if type(name) is not str or name not in signatures:
-            known = ", ".join(signatures)
-            raise SignatureMismatch(f"'signature_name' is {json.dumps(name)[:64]}; the model has {known}")
-        signature = signatures[name]
+        name, signature = _named(value, signatures)
         spec = signature.only
     words = has_words(body)
     if spec is not None and not words and type(value) is dict and len(value) == 1:
@@ -91,6 +95,25 @@ def decode(
             return {spec.name: tensor}, encode, name
     inputs, encode = _decode_slowly(body, value, words, signature, max_rows)
     return inputs, encode, name
+
+
+def decode_value(
+    value: Any, signature: Signature, max_rows: float, signatures: Mapping[str, Signature]
+) -> tuple[Tensors, Encode, str]:
+    """The same from what has been read in another way."""
+    name = ""
+    if isinstance(value, dict) and "signature_name" in value and not _ENCODERS.keys().isdisjoint(value):
+        name, signature = _named(value, signatures)
+    inputs, encode = _decode_slowly(b"", value, True, signature, max_rows)
+    return inputs, encode, name
+
+
+def _named(value: dict[str, Any], signatures: Mapping[str, Signature]) -> tuple[str, Signature]:
+    name = value.pop("signature_name")
+    if type(name) is not str or name not in signatures:
+        known = ", ".join(signatures)
+        raise SignatureMismatch(f"'signature_name' is {json.dumps(name, default=str)[:64]}; the model has {known}")
+    return name, signatures[name]
 
 
 def decode_bare(body: bytes, signature: Signature, max_rows: float = math.inf) -> tuple[Tensors, Encode]:
@@ -281,29 +304,43 @@ def _told(name: str, tensor: Tensor) -> Any:
     return values(tensor)
 
 
-def encode_instances(outputs: Tensors, told: Told = _told) -> bytes:
+def dump(value: Any, outputs: Tensors) -> bytes:
+    """JSON in which tensors stand; outputs: those that there are."""
+    told = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    # orjson writes NaN as null
+    if b"null" not in told or all(tensor.dtype.kind != "f" or np.isfinite(tensor).all() for tensor in outputs.values()):
+        return told
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_listed).encode()
+
+
+def _listed(part: Tensor | np.generic) -> Any:
+    # a tensor, or the one number that a row of it is; by way of text, so that a float32 keeps its short form
+    return (part.astype(str).astype(float) if part.dtype.kind == "f" else part).tolist()
+
+
+def encode_instances(outputs: Tensors, told: Told = _told, dump: Dump = dump) -> bytes:
     """As the answer to rows."""
     return dump({"predictions": rows(outputs, told)}, outputs)
 
 
-def encode_columns(outputs: Tensors, told: Told = _told) -> bytes:
+def encode_columns(outputs: Tensors, told: Told = _told, dump: Dump = dump) -> bytes:
     """As the answer to columns."""
     return dump({"outputs": {name: told(name, tensor) for name, tensor in outputs.items()}}, outputs)
 
 
-def encode_instance(outputs: Tensors) -> bytes:
+def encode_instance(outputs: Tensors, told: Told = _told, dump: Dump = dump) -> bytes:
     """As the answer to one row by its names."""
-    return dump({name: values(tensor)[0] for name, tensor in outputs.items()}, outputs)
+    return dump({name: told(name, tensor)[0] for name, tensor in outputs.items()}, outputs)
 
 
-def encode_rows(outputs: Tensors) -> bytes:
+def encode_rows(outputs: Tensors, told: Told = _told, dump: Dump = dump) -> bytes:
     """As the answer to bare rows."""
-    return dump(rows(outputs), outputs)
+    return dump(rows(outputs, told), outputs)
 
 
-def encode_row(outputs: Tensors) -> bytes:
+def encode_row(outputs: Tensors, told: Told = _told, dump: Dump = dump) -> bytes:
     """As the answer to one bare row."""
-    return dump(rows(outputs)[0], outputs)
+    return dump(rows(outputs, told)[0], outputs)
 
 
 def rows(outputs: Tensors, told: Told = _told) -> Any:
@@ -341,17 +378,3 @@ def text(item: Any) -> str | dict[str, str]:
 
 
 _ENCODERS: dict[str, Encode] = {"instances": encode_instances, "inputs": encode_columns}
-
-
-def dump(value: Any, outputs: Tensors) -> bytes:
-    """JSON in which tensors stand; outputs: those that there are."""
-    told = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-    # orjson writes NaN as null
-    if b"null" not in told or all(tensor.dtype.kind != "f" or np.isfinite(tensor).all() for tensor in outputs.values()):
-        return told
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_listed).encode()
-
-
-def _listed(part: Tensor | np.generic) -> Any:
-    # a tensor, or the one number that a row of it is; by way of text, so that a float32 keeps its short form
-    return (part.astype(str).astype(float) if part.dtype.kind == "f" else part).tolist()

@@ -188,6 +188,32 @@ class TensorSpec:
         if len(found) != len(self.shape) or any(0 <= want != got for want, got in zip(self.shape, found, strict=True)):
             raise self._mismatch(f"one row has shape {list(found)}")
 
+    def cast(self, tensor: Tensor) -> Tensor:
+        """The tensor (rows, *shape) from one of another dtype, as strictly as from lists."""
+        if not len(tensor):
+            raise self._mismatch("there are no rows")
+        self.check(tensor)
+        kind, own = tensor.dtype.kind, self.numpy.kind
+        tensor = tensor.astype(tensor.dtype.newbyteorder("="), copy=False)
+        if tensor.dtype == self.numpy:
+            return tensor
+        if own == "O" and kind in "SU":
+            texts = np.empty(tensor.size, object)
+            try:
+                texts[:] = [item if kind == "S" else item.encode() for item in tensor.ravel().tolist()]
+            except ValueError as error:
+                raise self._mismatch("found a string that is not Unicode") from error
+            return texts.reshape(tensor.shape)
+        if own not in "iuf" or tensor.dtype.name not in NUMBERS or kind == "b":
+            raise self._mismatch(f"found {STRING if kind in 'OSU' else tensor.dtype}")
+        if own == "f":
+            return self._floats(tensor)
+        if kind == "f":
+            tensor = tensor.astype(np.float64)
+            if (largest := float(np.abs(tensor).max(initial=0))) >= EXACT_INTEGER:
+                raise self._mismatch(f"{largest:.17g} overflows it, or is not exact")
+        return self._integers([], tensor)
+
     def _refuse_floods(self, value: list[Any]) -> None:
         # lists that are far too long, before each of their elements is looked at
         lists = value
@@ -346,10 +372,9 @@ class Signature:
         return self.completed(inputs)
 
     def completed(self, inputs: Tensors) -> Tensors:
-        """Those inputs, which are in their order, and the defaults of those that are left out."""
+        """Inputs in their order, with the defaults of those that are left out."""
+        self._check_names(inputs, "the body")
         rows = self.rows(inputs)
-        if len(inputs) == len(self.inputs):
-            return inputs
         return {spec.name: inputs[spec.name] if spec.name in inputs else spec.defaults(rows) for spec in self.inputs}
 
     def instances(self, value: object, plain: bool = False) -> Tensors:
@@ -435,7 +460,9 @@ def _shape(value: list[Any], spec: TensorSpec) -> tuple[int, ...]:
 
 
 def _text(item: object) -> bytes:
-    """The UTF-8 bytes of a string, or the bytes of {"b64": …}."""
+    """The UTF-8 bytes of a string, the bytes of {"b64": …}, or bytes as they are."""
+    if isinstance(item, bytes):
+        return item
     if isinstance(item, str):
         try:
             return item.encode()
