@@ -26,11 +26,11 @@ import orjson
 from flask import Blueprint, Response
 
 from app import codec
-from app.dialects.dialect import JSON, Encoded
+from app.dialects.dialect import JSON
 from serving.errors import DecodeError, ServingError, SignatureMismatch, UnsupportedMedia
 from serving.signature import Signature, TensorSpec
 from serving.store import Board
-from serving.task import Reply, Tensor, Tensors
+from serving.task import Tensor, Tensors
 
 ENVELOPES = ("dataframe_split", "dataframe_records", "instances", "inputs")
 # of the server whose protocol this is: clients ask for it
@@ -76,9 +76,22 @@ def refuse_envelope(value: Mapping[str, Any]) -> DecodeError:
     return DecodeError(f"{_REQUIRED}. Received dictionary with input fields: {fields}")
 
 
-def encode(reply: Reply) -> Encoded:
-    """The predictions: bare values of one output, records of several."""
-    return [JSON], codec.encode_instances(reply.outputs, _told)
+def _told(name: str, tensor: Tensor) -> Any:
+    if tensor.dtype.kind != "O":
+        return tensor
+    return codec.nested([_text(item) for item in tensor.ravel().tolist()], tensor.shape)
+
+
+def _text(item: bytes) -> str:
+    try:
+        return str(item, "utf-8")
+    except UnicodeDecodeError:
+        return base64.encodebytes(item).decode()
+
+
+def encode(outputs: Tensors, told: codec.Told = _told, dump: codec.Dump = codec.dump) -> bytes:
+    """As the answer to an envelope: bare values of one output, records of several."""
+    return codec.encode_instances(outputs, told, dump)
 
 
 def problem(error: ServingError) -> bytes:
@@ -228,19 +241,6 @@ def _no_frame(form: str, reason: str) -> DecodeError:
 def _kind(value: Any) -> str:
     names: dict[type, str] = {list: "list", dict: "dictionary"}
     return names.get(type(value), f"type {type(value).__name__}")
-
-
-def _told(name: str, tensor: Tensor) -> Any:
-    if tensor.dtype.kind != "O":
-        return tensor
-    return codec.nested([_text(item) for item in tensor.ravel().tolist()], tensor.shape)
-
-
-def _text(item: bytes) -> str:
-    try:
-        return str(item, "utf-8")
-    except UnicodeDecodeError:
-        return base64.encodebytes(item).decode()
 
 
 def blueprint(board: Board) -> Blueprint:

@@ -1,10 +1,13 @@
 """SageMaker's contract with an inference container, and the /invocations that it has in common with MLflow's server.
 
-A JSON object that has one of MLflow's envelopes is answered as MLflow does; any other body as SageMaker's own
-containers do:
+A JSON object that has one of MLflow's envelopes, CSV whose first line names its columns and Parquet are answered as
+MLflow does; any other body as SageMaker's own containers do:
 
-    {name: value, …}, one row          → {name: value, …}
-    [row, …] or row, bare              → [row, …] or row
+    {name: value, …}, one row                    → {name: value, …}
+    [row, …] or row, bare                        → [row, …] or row
+    CSV without names, npy, and what else there is in app/media/
+
+The answer to any of them is in another media type where Accept asks for one; of CSV without names, as theirs is.
 
 SageMaker hands the body of an error on as it is, so that there is one form of it, MLflow's.
 
@@ -14,20 +17,21 @@ Source:   docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code
           aws/sagemaker-inference-toolkit, src/sagemaker_inference/decoder.py and encoder.py.
 """
 
-from collections.abc import Callable
-
 import orjson
 from flask import Blueprint, Response
 
-from app import codec
+from app import codec, media
 from app.dialects import mlflow
 from app.dialects.dialect import JSON, Asked, Call, Encoded, Route
+from app.media import arrow, tables
 from serving.errors import ServingError, SignatureMismatch
 from serving.settings import Settings
 from serving.store import Board
-from serving.task import Reply
+from serving.task import Reply, Tensors
 
 RULES = ("/invocations",)
+# inputs, the form of an answer in JSON, and the signature
+Read = tuple[Tensors, codec.Encode, str]
 # that a batch transform may send at once, in MB
 _MOST_AT_ONCE_MB = 100
 
@@ -41,39 +45,59 @@ class Invocations:
     """Rows in, predictions out, in the form in which they were sent."""
 
     def decode(self, call: Call) -> Asked:
-        if not call.body.lstrip().startswith(b"{"):
-            inputs, encode = codec.decode_bare(call.body, call.card.signature, call.max_rows)
-            return Asked(inputs, _json(encode))
-        return self._object(call)
+        sent, wanted = call.environ.get("CONTENT_TYPE", ""), call.environ.get("HTTP_ACCEPT", "")
+        inputs, encode, name = self._json(call) if sent in media.PLAIN else self._media(call, sent)
+        if wanted not in media.ANY:
+            told = media.encoder(wanted, call.card.signatures[name or call.card.signature_name].outputs, header=False)
+            if told is not None:
+                return Asked(inputs, lambda reply: told(reply.outputs, encode), name)
+
+        def encoded(reply: Reply) -> Encoded:
+            return [JSON], encode(reply.outputs)
+
+        return Asked(inputs, encoded, name)
 
     def refuse(self, error: ServingError, request_id: str, route: Route) -> tuple[int, str, bytes]:
         return mlflow.refuse(error)
 
-    def _object(self, call: Call) -> Asked:
-        card, spec = call.card, call.card.signature.main
-        if spec is not None and (large := codec.decode_large(call.body, spec, call.max_rows)) is not None:
-            inputs, encode = card.signature.completed(large[0]), large[1]
-            return Asked(inputs, _json(encode) if encode is codec.encode_instance else mlflow.encode)
-        value = codec.load(call.body)
+    def _media(self, call: Call, content_type: str) -> Read:
+        card, rows, size = call.card, call.max_rows, call.max_bytes
+        kind, options = media.parsed(content_type)
+        match kind:
+            case "json":
+                return self._json(call)
+            case "csv":
+                told = {"present": True, "absent": False}.get(options.get("header", ""))
+                header = tables.has_header(call.body, card.signature) if told is None else told
+                inputs = tables.decode(call.body, card.signature, rows, size, header, others=True)
+                return inputs, mlflow.encode if header else codec.encode_rows, ""
+            case "parquet":
+                return arrow.parquet(call.body, card.signature, rows, size, others=True), mlflow.encode, ""
+            case "msgpack":
+                return media.decode(call, content_type)
+            case _:
+                return media.decode(call, content_type)[0], codec.encode_rows, ""
+
+    def _json(self, call: Call) -> Read:
+        card, body, spec = call.card, call.body, call.card.signature.main
+        if not body.lstrip().startswith(b"{"):
+            return *codec.decode_bare(body, card.signature, call.max_rows), ""
+        if spec is not None and (large := codec.decode_large(body, spec, call.max_rows)) is not None:
+            inputs, encode = large
+            return card.signature.completed(inputs), encode if encode is codec.encode_instance else mlflow.encode, ""
+        value = codec.load(body)
         envelopes = [name for name in mlflow.ENVELOPES if name in value]
         if len(envelopes) == 1:
             name = value.get("signature_name", card.signature_name)
             if not isinstance(name, str) or name not in card.signatures:
                 raise SignatureMismatch(f"'signature_name' is none of the model's: {', '.join(card.signatures)}")
-            return Asked(mlflow.decode(value, call.body, card.signatures[name], call.max_rows), mlflow.encode, name)
+            return mlflow.decode(value, body, card.signatures[name], call.max_rows), mlflow.encode, name
         if envelopes or not any(spec.name in value for spec in card.signature.inputs):
             raise mlflow.refuse_envelope(value)
-        return Asked(card.signature.instance(value), _json(codec.encode_instance))
+        return card.signature.instance(value), codec.encode_instance, ""
 
 
 _ROUTE = Route(Invocations())
-
-
-def _json(encode: codec.Encode) -> Callable[[Reply], Encoded]:
-    def encoded(reply: Reply) -> Encoded:
-        return [JSON], encode(reply.outputs)
-
-    return encoded
 
 
 def blueprint(settings: Settings, board: Board) -> Blueprint:

@@ -4,8 +4,9 @@
     row, bare, or {name: value, …}                           → row, bare
     [row, …]                                                 → [row, …]
 
-The body may be a form with the field `data` or `body`.  Where the model takes one string, a body that is not said to be
-JSON is that string; an answer that is one string is that text, and no JSON.
+The body may be a form with the field `data` or `body`, an image, which is one row, a form of images, or what else
+app/media/ reads.  Where the model takes one string, a body that is not said to be JSON is that string; an answer that
+is one string is that text, and no JSON.
 
 GET /ping is in app/dialects/sagemaker.py.
 
@@ -22,7 +23,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 import orjson
 
-from app import codec
+from app import codec, media
 from app.dialects.dialect import JSON, Asked, Call, Encoded, Route
 from serving.errors import DecodeError, ModelNotFound, ServingError
 from serving.signature import STRING
@@ -32,7 +33,9 @@ RULES = ("/predictions/<model>", "/predictions/<model>/<version>")
 _PATH = re.compile(r"/predictions/([^/]+)(?:/([^/]+))?")
 # its own versions are 1.0, 2.0, …; ours are 1, 2, …
 _WHOLE = re.compile(r"([0-9]+)\.0")
-_FORM = "application/x-www-form-urlencoded"
+_FORM, _PARTS = "application/x-www-form-urlencoded", "multipart/form-data"
+# what PNG, JPEG and WebP begin with, and no JSON
+_IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
 _MOST_FIELDS = 64
 _TYPES = {500: "InternalServerException", 503: "ServiceUnavailableException", 504: "RequestTimeoutException"}
 
@@ -48,18 +51,29 @@ class Predictions:
 
     def decode(self, call: Call) -> Asked:
         signature, body = call.card.signature, call.body
-        kind = call.environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
-        if kind == _FORM:
+        sent = call.environ.get("CONTENT_TYPE", "")
+        type = sent.partition(";")[0].strip().lower()
+        if type == _FORM:
             body = _field(body)
         spec = signature.main
-        if spec is not None and (spec.dtype, spec.shape) == (STRING, ()) and kind != JSON[1]:
+        if spec is not None and (spec.dtype, spec.shape) == (STRING, ()) and type not in (JSON[1], _PARTS):
             text = np.empty(1, object)
             text[0] = body
             return Asked(signature.completed({spec.name: text}), _encoded(codec.encode_row))
-        if not body.lstrip().startswith(b"{"):
+        if type in ("", "application/octet-stream") and body.startswith(_IMAGES):
+            # curl -T does not say what it sends; which image it is, is found out later
+            sent = "image/jpeg"
+        kind = "json" if sent in media.PLAIN else media.parsed(sent)[0]
+        name = ""
+        if kind != "json":
+            inputs, encode, name = media.decode(call, sent)
+            if kind != "msgpack":
+                single = kind in ("image", "form") and signature.rows(inputs) == 1
+                encode = codec.encode_row if single else codec.encode_rows
+        elif body.lstrip().startswith(b"{"):
+            inputs, encode, name = codec.decode(body, signature, call.max_rows, call.card.signatures)
+        else:
             inputs, encode = codec.decode_bare(body, signature, call.max_rows)
-            return Asked(inputs, _encoded(encode))
-        inputs, encode, name = codec.decode(body, signature, call.max_rows, call.card.signatures)
         return Asked(inputs, _encoded(codec.encode_row if encode is codec.encode_instance else encode), name)
 
     def refuse(self, error: ServingError, request_id: str, route: Route) -> tuple[int, str, bytes]:

@@ -58,7 +58,7 @@ _LIBRARIES = {
 
 def decode(call: Call, content_type: str) -> tuple[Tensors, codec.Encode, str]:
     """The inputs in a body, the form that an answer in JSON has, and the signature, as codec.decode."""
-    name, options = _parsed(content_type)
+    name, options = parsed(content_type)
     body, signature, rows, size = call.body, call.card.signature, call.max_rows, call.max_bytes
     match name:
         case "json":
@@ -88,7 +88,7 @@ def decode(call: Call, content_type: str) -> tuple[Tensors, codec.Encode, str]:
 
 
 @lru_cache(256)
-def _parsed(content_type: str) -> tuple[str, dict[str, str]]:
+def parsed(content_type: str) -> tuple[str, dict[str, str]]:
     """What a Content-Type means here, and its parameters."""
     type, options = parse_options_header(content_type)
     type = type.lower()
@@ -103,8 +103,8 @@ def _parsed(content_type: str) -> tuple[str, dict[str, str]]:
 
 
 @lru_cache(256)
-def encoder(accept: str, outputs: tuple[TensorSpec, ...]) -> Encode | None:
-    """How outputs are encoded as a client accepts them; None for JSON."""
+def encoder(accept: str, outputs: tuple[TensorSpec, ...], header: bool = True) -> Encode | None:
+    """How outputs are encoded as a client accepts them; None for JSON.  header: whether CSV names its columns."""
     given = [JSON[1], *(type for type, name in _NAMES.items() if name in _LIBRARIES and _has(name, outputs))]
     type = parse_accept_header(accept, MIMEAccept).best_match(given)
     if type == JSON[1]:
@@ -117,7 +117,7 @@ def encoder(accept: str, outputs: tuple[TensorSpec, ...]) -> Encode | None:
             need(_LIBRARIES[name])
     except UnsupportedMedia as error:
         raise NotAcceptable(f"Accept is {accept[:64]!r}: {error}") from None
-    return partial(_encoded, name, type)
+    return partial(_encoded, name, type, header)
 
 
 def _has(name: str, outputs: tuple[TensorSpec, ...]) -> bool:
@@ -127,7 +127,7 @@ def _has(name: str, outputs: tuple[TensorSpec, ...]) -> bool:
     return len(outputs) == 1 or name not in ("npy", "raw")
 
 
-def _encoded(name: str, type: str, outputs: Tensors, form: codec.Encode) -> Encoded:
+def _encoded(name: str, type: str, header: bool, outputs: Tensors, form: codec.Encode) -> Encoded:
     headers = [("Content-Type", type)]
     match name:
         case "npy":
@@ -138,7 +138,7 @@ def _encoded(name: str, type: str, outputs: Tensors, form: codec.Encode) -> Enco
             told, body = arrays.raw_of(outputs)
             return headers + told, body
         case "csv":
-            return headers, tables.encode(outputs)
+            return headers, tables.encode(outputs, header)
         case "arrow":
             return headers, arrow.stream_of(outputs)
         case "parquet":

@@ -49,8 +49,8 @@ def stream(body: bytes, signature: Signature, max_rows: int, max_bytes: int) -> 
     return _inputs(table, signature, max_rows, max_bytes)
 
 
-def parquet(body: bytes, signature: Signature, max_rows: int, max_bytes: int) -> Tensors:
-    """Inputs from a Parquet file."""
+def parquet(body: bytes, signature: Signature, max_rows: int, max_bytes: int, others: bool = False) -> Tensors:
+    """Inputs from a Parquet file; others as in tables.places."""
     arrow, files = need("pyarrow"), need("pyarrow.parquet")
     limits = {"thrift_string_size_limit": len(body) + 1, "thrift_container_size_limit": _MOST_COLUMNS}
     try:
@@ -63,7 +63,7 @@ def parquet(body: bytes, signature: Signature, max_rows: int, max_bytes: int) ->
         table.validate(full=True)
     except (arrow.ArrowException, OSError, EOFError) as error:
         raise DecodeError(f"the body is no Parquet file: {_told(error)}") from None
-    return _inputs(table, signature, max_rows, max_bytes)
+    return _inputs(table, signature, max_rows, max_bytes, others)
 
 
 def _told(error: Exception) -> str:
@@ -127,7 +127,7 @@ def _is_text(types: Any, kind: Any) -> bool:
     )
 
 
-def _inputs(table: Any, signature: Signature, max_rows: int, max_bytes: int) -> Tensors:
+def _inputs(table: Any, signature: Signature, max_rows: int, max_bytes: int, others: bool = False) -> Tensors:
     check_rows(len(table), max_rows)
     # pandas keeps an index beside its columns
     kept = [index for index, name in enumerate(table.column_names) if not name.startswith("__index_level_")]
@@ -136,7 +136,7 @@ def _inputs(table: Any, signature: Signature, max_rows: int, max_bytes: int) -> 
     specs = {spec.name: spec for spec in signature.inputs}
     names = [table.column_names[index] for index in kept]
     found = {}
-    for name, places in tables.places(names, len(kept), signature).items():
+    for name, places in tables.places(names, len(kept), signature, others).items():
         spec = specs[name]
         columns = [_column(names[place], table.column(kept[place]), spec, max_bytes) for place in places]
         if len({column.dtype for column in columns}) > 1:

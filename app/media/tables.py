@@ -23,6 +23,8 @@ from serving.errors import ClientError, DecodeError, FrameTooLarge, SignatureMis
 from serving.signature import EXACT_INTEGER, STRING, Signature, TensorSpec
 from serving.task import Tensor, Tensors
 
+# of a line that may name columns
+_MOST_HEADER_BYTES = 1 << 16
 _QUOTED = re.compile(rb'"[^"]*"')
 
 
@@ -33,8 +35,11 @@ def wide(signature: Signature) -> TensorSpec | None:
     return spec if spec is not None and spec.shape else None
 
 
-def places(names: Sequence[str] | None, count: int, signature: Signature) -> dict[str, list[int]]:
-    """The columns of each input: of a table with these names, or without names so many."""
+def places(names: Sequence[str] | None, count: int, signature: Signature, others: bool = False) -> dict[str, list[int]]:
+    """The columns of each input: of a table with these names, or without names so many.
+
+    others: whether there may be columns that no input takes.
+    """
     if names is not None and len({*names}) < len(names):
         twice = next(name for index, name in enumerate(names) if name in names[:index])
         raise DecodeError(f"the table has two columns {twice[:64]!r}")
@@ -50,10 +55,10 @@ def places(names: Sequence[str] | None, count: int, signature: Signature) -> dic
             raise SignatureMismatch(f"the table has {count} columns without names, and the model takes {signature}")
         return {spec.name: [index] for index, spec in enumerate(specs)}
     known = [spec.name for spec in specs]
-    if unknown := [name[:64] for name in names if name not in known]:
+    if not others and (unknown := [name[:64] for name in names if name not in known]):
         told = ", ".join(map(repr, unknown[:5]))
         raise SignatureMismatch(f"column {told} is unknown; the model takes {signature}")
-    return {name: [index] for index, name in enumerate(names)}
+    return {name: [index] for index, name in enumerate(names) if name in known}
 
 
 def shaped(spec: TensorSpec, flat: Tensor) -> Tensor:
@@ -66,8 +71,15 @@ def shaped(spec: TensorSpec, flat: Tensor) -> Tensor:
     return flat.reshape(rows, *(columns // max(1, known) if size < 0 else size for size in spec.shape))
 
 
-def decode(body: bytes, signature: Signature, max_rows: int, max_bytes: int, header: bool | None = None) -> Tensors:
-    """Inputs from CSV; header: whether the first line names the columns, None to find out."""
+def decode(
+    body: bytes,
+    signature: Signature,
+    max_rows: int,
+    max_bytes: int,
+    header: bool | None = None,
+    others: bool = False,
+) -> Tensors:
+    """Inputs from CSV; header: whether the first line names the columns, None to find out; others as in places."""
     _check_separators(body, signature, max_rows, max_bytes)
     try:
         text = body.decode("utf-8-sig")
@@ -91,10 +103,16 @@ def decode(body: bytes, signature: Signature, max_rows: int, max_bytes: int, hea
         raise DecodeError("the table has no rows" if names else "the body is empty; expected CSV")
     found = {}
     specs = {spec.name: spec for spec in signature.inputs}
-    for name, columns in places(names, len(rows[0]), signature).items():
+    for name, columns in places(names, len(rows[0]), signature, others).items():
         flat = _column(specs[name], rows, lines, columns)
         found[name] = specs[name].cast(shaped(specs[name], flat.reshape(len(rows), len(columns))))
     return signature.completed(found)
+
+
+def has_header(body: bytes, signature: Signature) -> bool:
+    """Whether the first line of CSV names the columns."""
+    _, cells = next(_lines(body[:_MOST_HEADER_BYTES].decode("utf-8-sig", "replace")), (0, []))
+    return _is_header(cells, signature)
 
 
 def _check_separators(body: bytes, signature: Signature, max_rows: int, max_bytes: int) -> None:

@@ -1,5 +1,6 @@
 """MLflow's scoring protocol, SageMaker's contract and TorchServe's API, as their own clients speak them."""
 
+import io
 import json
 import warnings
 from contextlib import closing
@@ -107,6 +108,14 @@ def test_each_envelope_is_answered_as_mlflow_does(scoring, times, sent):
     assert json.dumps(answer.json, sort_keys=True) == json.dumps(expected, sort_keys=True)
 
 
+@pytest.mark.parametrize("media_type", ["text/csv", "application/vnd.apache.parquet"])
+def test_tables_are_answered_as_mlflow_does(scoring, times, media_type):
+    frame = FRAME.assign(more=[1, 2, 3])
+    body = frame.to_csv(index=False).encode() if media_type == "text/csv" else frame.to_parquet()
+    answer = scoring.request("POST", "/invocations", body, {"Content-Type": media_type})
+    assert (answer.status, answer.json) == theirs(times[0], body, media_type)
+
+
 WRONG = [
     {},
     {"instances": ROWS, "inputs": ROWS},
@@ -171,6 +180,22 @@ def test_a_container_of_sagemakers_is_asked_as_ever(start, tmp_path):
     np.testing.assert_allclose(answer.json, expected, rtol=1e-6)
     answer = server.request("POST", "/invocations", json.dumps(flowers[0].tolist()).encode(), headers)
     np.testing.assert_allclose(answer.json, expected[0], rtol=1e-6)
+    for media_type, write, read in (
+        # as its toolkit writes and reads them
+        (
+            "text/csv",
+            lambda file: np.savetxt(file, flowers, "%s", ","),
+            lambda file: np.genfromtxt(file, delimiter=","),
+        ),
+        ("application/x-npy", lambda file: np.save(file, flowers), np.load),
+    ):
+        sent = io.BytesIO()
+        write(sent)
+        answer = server.request(
+            "POST", "/invocations", sent.getvalue(), {"Content-Type": media_type, "Accept": media_type}
+        )
+        assert (answer.status, answer.headers["content-type"]) == (200, media_type)
+        np.testing.assert_allclose(read(io.BytesIO(answer.body)), expected, rtol=1e-6)
 
 
 def test_a_client_of_torchserves_is_answered_as_ever(digits, tmp_path):

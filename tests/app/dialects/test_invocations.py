@@ -1,9 +1,11 @@
 """POST /invocations: SageMaker's bodies and MLflow's, and the paths that their clients look at."""
 
+import io
 import json
 from importlib.metadata import version
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -192,6 +194,71 @@ def test_errors_have_mlflows_codes(matrix, make_chain):
 def test_a_body_in_another_coding_is_refused_as_text(matrix):
     answer = post(matrix, [[1, 2]], Content_Encoding="br")
     assert (answer.status_code, answer.mimetype) == (415, "text/plain") and b"Content-Encoding is 'br'" in answer.data
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+CSV, NPY, PARQUET = "text/csv", "application/x-npy", "application/vnd.apache.parquet"
+
+
+@pytest.mark.parametrize(
+    ("sent", "media_type", "expected"),
+    [
+        # SageMaker's have no names, MLflow's have
+        (b"1,2\n3,4\n", CSV, [[2, 4], [6, 8]]),
+        (b"1,2", CSV + "; charset=utf-8", [[2, 4]]),
+        (b"a,b\n1,2\n3,\n", CSV, {"predictions": [[2, 4], [6, float("nan")]]}),
+        (b"1,2\n3,4", CSV + ";header=present", {"predictions": [[6, 8]]}),
+        (npy(np.array([[1, 2], [3, 4]])), NPY, [[2, 4], [6, 8]]),
+        (npy(np.float32([[0.5, 2]])), NPY, [[1, 4]]),
+        (pd.DataFrame({"a": [1, 3], "b": [2.0, 4]}).to_parquet(), PARQUET, {"predictions": [[2, 4], [6, 8]]}),
+        (b"[[1, 2]]", "application/json; charset=utf-8", [[2, 4]]),
+        (b"[[1, 2]]", "application/x-www-form-urlencoded", [[2, 4]]),
+    ],
+)
+def test_other_media_types_are_read(matrix, sent, media_type, expected):
+    answer = post(matrix, sent, Content_Type=media_type)
+    assert (answer.status_code, answer.content_type) == (200, "application/json"), answer.data
+    assert json.dumps(answer.json) == json.dumps(json.loads(json.dumps(expected), parse_int=float))
+
+
+@pytest.mark.parametrize("more", [False, True])
+@pytest.mark.parametrize("media_type", [CSV, PARQUET])
+def test_a_table_may_have_more_columns_than_the_model(columns, media_type, more):
+    table = pd.DataFrame({"n": [2, 3], "x": [1.5, 2], "data": ["a", "b"]} | ({"more": [1, 2]} if more else {}))
+    sent = table.to_csv(index=False).encode() if media_type == CSV else table.to_parquet()
+    answer = post(columns, sent, Content_Type=media_type)
+    assert answer.json == {"predictions": [{"y": 3, "n": 2, "told": "a"}, {"y": 4, "n": 3, "told": "b"}]}
+
+
+@pytest.mark.parametrize("sent", [b"[[1, 2], [3, 4]]", b'{"instances": [[1, 2], [3, 4]]}'])
+def test_an_answer_is_in_the_media_type_that_is_accepted(matrix, sent):
+    answer = post(matrix, sent, Accept=CSV)
+    # without names, as the next container in SageMaker's pipeline reads it
+    assert (answer.mimetype, answer.data) == (CSV, b"2.0,4.0\n6.0,8.0\n")
+    answer = post(matrix, sent, Accept=NPY)
+    assert answer.mimetype == NPY
+    assert np.load(io.BytesIO(answer.data)).tolist() == [[2, 4], [6, 8]]
+    assert post(matrix, sent, Accept="*/*").mimetype == "application/json"
+    check(post(matrix, sent, Accept="application/xml"), 406, "Accept is 'application/xml'")
+
+
+def test_media_types_that_do_not_fit_are_refused(matrix, columns):
+    check(post(matrix, b"1,2\n3\n", Content_Type=CSV), 400, "line 2 has 1 columns and line 1 2")
+    check(post(matrix, b"1,2\n3,x\n", Content_Type=CSV), 400, "line 2 has 'x' in column 2")
+    check(post(matrix, b"1,2\n3,1e300\n", Content_Type=CSV), 400, "1e+300 overflows it")
+    check(post(matrix, npy(np.array([[1, 2, 3]])), Content_Type=NPY), 400, "one row has shape [3]")
+    check(post(matrix, b"nonsense", Content_Type=NPY), 400, "does not begin as an npy file does")
+    check(post(matrix, b"nonsense", Content_Type=PARQUET), 400, "the body is no Parquet file")
+    check(post(columns, b"n,x\n1,2\n", Content_Type=CSV + ";header=present"), 400, "'data' is missing")
+    check(post(matrix, b"1,2\n" * 1025, Content_Type=CSV), 413, "max_request_rows")
+    answer = post(matrix, b"<x/>", Content_Type="application/xml")
+    assert (answer.status_code, answer.mimetype) == (415, "text/plain")
+    assert b"Content-Type is 'application/xml'; it may be application/json" in answer.data
 
 
 KEYS = st.sampled_from([*ENVELOPES, "params", "signature_name", "x", "n", "data", "columns", "index", "b64", "é"])

@@ -1,9 +1,11 @@
 """POST and PUT /predictions: what TorchServe's handlers take and return."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ..conftest import DOORS, Chain
 
@@ -16,6 +18,23 @@ class Echo:
 
     def predict(self, inputs):
         return {"echo": np.array([f"<{text}>" for text in inputs["text"]], object)}
+
+
+class Brightness:
+    """Of an image."""
+
+    inputs = {"image": "float32[2, 2]"}
+    outputs = {"mean": "float32"}
+
+    def predict(self, inputs):
+        return {"mean": inputs["image"].mean(axis=(1, 2))}
+
+
+@pytest.fixture(scope="module")
+def brightness():
+    chain = Chain(Brightness()).serve()
+    yield chain
+    chain.close()
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +124,38 @@ def test_errors_have_torchserves_types(double, make_chain):
     check(ask(double, b"data=&" * 65, media_type=form), 400, "BadRequestException", "more than 64 fields")
     check(ask(make_chain(), [1]), 503, "ServiceUnavailableException", "no replica has loaded the model")
     check(ask(make_chain(deadline_ms=50).ready(), [1]), 504, "RequestTimeoutException", "")
+
+
+def image(brightness, kind):
+    file = io.BytesIO()
+    Image.new("L", (2, 2), brightness).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("said", [True, False])
+def test_an_image_is_one_row(brightness, kind, said):
+    media_type = f"image/{kind.lower()}" if said else None
+    answer = ask(brightness, image(100, kind), method="PUT", media_type=media_type)
+    assert (answer.status_code, answer.json) == (200, pytest.approx(100, abs=1))
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, 50), (2, [50, 50])])
+def test_a_form_has_an_image_for_each_row(brightness, count, expected):
+    files = [(io.BytesIO(image(50, "PNG")), f"{number}.png", "image/png") for number in range(count)]
+    answer = brightness.get("/predictions/double", "POST", data={"data": files})
+    assert (answer.status_code, answer.json) == (200, expected)
+
+
+def test_a_text_may_come_as_a_file(echo):
+    answer = echo.get("/predictions/double", "POST", data={"data": (io.BytesIO(b"hello"), "text.txt")})
+    assert (answer.status_code, answer.text) == (200, "<hello>")
+
+
+def test_arrays_are_rows(brightness):
+    file = io.BytesIO()
+    np.save(file, np.full((1, 2, 2), 3))
+    assert ask(brightness, file.getvalue(), media_type="application/x-npy").json == [3]
+    check(ask(brightness, b"nonsense", media_type="application/x-npy"), 400, "BadRequestException", "npy")
+    check(ask(brightness, b"<x/>", media_type="application/xml"), 415, "BadRequestException", "Content-Type is")
+    check(ask(brightness, b"\x89PNG"), 400, "BadRequestException", "the image is no PNG, JPEG or WebP")
