@@ -112,7 +112,8 @@ def _named(value: dict[str, Any], signatures: Mapping[str, Signature]) -> tuple[
     name = value.pop("signature_name")
     if type(name) is not str or name not in signatures:
         known = ", ".join(signatures)
-        raise SignatureMismatch(f"'signature_name' is {json.dumps(name, default=str)[:64]}; the model has {known}")
+        told = json.dumps(name[:64]) if type(name) is str else "no string"
+        raise SignatureMismatch(f"'signature_name' is {told}; the model has {known}")
     return name, signatures[name]
 
 

@@ -191,7 +191,8 @@ def _table(form: str, names: list[str] | None, rows: list[Any], signature: Signa
     for row in rows:
         if len(row) != len(names):
             raise _no_frame(form, f"{len(names)} columns, and a row of {len(row)} values")
-    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=bool(rows)))
+    known = {spec.name for spec in signature.inputs}
+    return {name: [row[place] for row in rows] for place, name in enumerate(names) if name in known}
 
 
 def _instances(value: Any, signature: Signature) -> Columns:

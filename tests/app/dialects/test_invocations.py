@@ -161,7 +161,7 @@ def test_columns_and_params(columns, sent, expected):
         ({"dataframe_split": {"data": [[1, 2]]}}, "3 columns, and a row of 2 values"),
         ({"dataframe_split": {"columns": ["x"], "data": [1]}}, "a row is not a list"),
         ({"dataframe_split": {"columns": ["x"], "data": [[1]]}}, "Model is missing inputs ['n', 'data']"),
-        ({"dataframe_split": {"columns": list(ROW), "data": []}}, "Model is missing inputs"),
+        ({"dataframe_split": {"columns": list(ROW), "data": []}}, "there are no rows"),
         ({"dataframe_records": {"x": 1}}, "Dataframe records format must be a list of records. Got dictionary."),
         ({"dataframe_records": [{**ROW, "n": None}]}, "'n': found null; one row is int64"),
         ({"dataframe_records": [ROW, {"x": 1, "data": ""}]}, "'n': found null; one row is int64"),
@@ -176,6 +176,9 @@ def test_columns_and_params(columns, sent, expected):
         ({"inputs": ROW, "params": [1]}, "Parameters must be a dictionary. Got type 'list'."),
         ({"inputs": ROW, "params": {"factor": "4"}}, "'factor': found the string '4'"),
         ([[1, 2]], "the body has no names"),
+        ({"\ud800": 1}, "Received dictionary with input fields: ['\\ud800']"),
+        ({"inputs": {**ROW, "x": "\ud800"}}, "'x': found the string"),
+        ({"inputs": ROW, "signature_name": "\ud800"}, "'signature_name' is none of the model's"),
     ],
 )
 def test_what_mlflow_refuses_is_refused_in_its_words(columns, sent, told):
