@@ -82,19 +82,23 @@ def decode(
         name, signature = _named(value, signatures)
         spec = signature.only
     words = has_words(body)
-    if spec is not None and not words and type(value) is dict and len(value) == 1:
-        # as nearly always
-        ((form, rows),) = value.items()
-        encode = _ENCODERS.get(form)
-        if encode is None:
-            tensor = spec.packed([rows]) if form == spec.name else None
-            encode = encode_instance
-        else:
-            tensor = spec.packed(rows) if type(rows) is list and len(rows) <= max_rows else None
-        if tensor is not None:
-            return {spec.name: tensor}, encode, name
+    if spec is not None and not words and (quick := decode_packed(value, spec, max_rows)) is not None:
+        return *quick, name
     inputs, encode = _decode_slowly(body, value, words, signature, max_rows)
     return inputs, encode, name
+
+
+def decode_packed(value: Any, spec: TensorSpec, max_rows: float) -> tuple[Tensors, Encode] | None:
+    """The only input in what a body says, which nearly always is one list of numbers; None where it is not."""
+    if type(value) is not dict or len(value) != 1:
+        return None
+    ((form, rows),) = value.items()
+    encode = _ENCODERS.get(form)
+    if encode is None:
+        tensor = spec.packed([rows]) if form == spec.name else None
+    else:
+        tensor = spec.packed(rows) if type(rows) is list and len(rows) <= max_rows else None
+    return None if tensor is None else ({spec.name: tensor}, encode or encode_instance)
 
 
 def decode_value(

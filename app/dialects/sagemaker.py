@@ -17,6 +17,8 @@ Source:   docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code
           aws/sagemaker-inference-toolkit, src/sagemaker_inference/decoder.py and encoder.py.
 """
 
+from typing import Any
+
 import orjson
 from flask import Blueprint, Response
 
@@ -79,19 +81,28 @@ class Invocations:
                 return media.decode(call, content_type)[0], codec.encode_rows, ""
 
     def _json(self, call: Call) -> Read:
-        card, body, spec = call.card, call.body, call.card.signature.main
+        card, body, most = call.card, call.body, call.max_rows
         if not body.lstrip().startswith(b"{"):
-            return *codec.decode_bare(body, card.signature, call.max_rows), ""
-        if spec is not None and (large := codec.decode_large(body, spec, call.max_rows)) is not None:
-            inputs, encode = large
-            return card.signature.completed(inputs), encode if encode is codec.encode_instance else mlflow.encode, ""
-        value = codec.load(body)
+            return *codec.decode_bare(body, card.signature, most), ""
+        spec = card.signature.main
+        found = None if spec is None else codec.decode_large(body, spec, most)
+        if found is None:
+            value = codec.load(body)
+            if spec is not None and not codec.has_words(body):
+                found = codec.decode_packed(value, spec, most)
+            if found is None:
+                return self._object(call, value)
+        inputs, encode = found
+        return card.signature.completed(inputs), encode if encode is codec.encode_instance else mlflow.encode, ""
+
+    def _object(self, call: Call, value: dict[str, Any]) -> Read:
+        card = call.card
         envelopes = [name for name in mlflow.ENVELOPES if name in value]
         if len(envelopes) == 1:
             name = value.get("signature_name", card.signature_name)
             if not isinstance(name, str) or name not in card.signatures:
                 raise SignatureMismatch(f"'signature_name' is none of the model's: {', '.join(card.signatures)}")
-            return mlflow.decode(value, body, card.signatures[name], call.max_rows), mlflow.encode, name
+            return mlflow.decode(value, call.body, card.signatures[name], call.max_rows), mlflow.encode, name
         if envelopes or not any(spec.name in value for spec in card.signature.inputs):
             raise mlflow.refuse_envelope(value)
         return card.signature.instance(value), codec.encode_instance, ""
