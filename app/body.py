@@ -43,10 +43,14 @@ def _unpack(body: bytes, coding: str, limit: int) -> bytes:
     except (zlib.error, zstandard.ZstdError) as error:
         raise DecodeError(f"the body is not {name}: {error}") from None
     if len(found) > limit:
-        raise FrameTooLarge(f"the body is larger than {limit} bytes when it is unpacked: max_body_bytes in uwsgi.ini")
+        raise _over(limit)
     if not whole:
         raise DecodeError(f"the body ends before its {name} does, or goes on behind it")
     return found
+
+
+def _over(limit: int) -> FrameTooLarge:
+    return FrameTooLarge(f"the body is larger than {limit} bytes when it is unpacked: max_body_bytes in uwsgi.ini")
 
 
 def _gzip(body: bytes, limit: int) -> tuple[bytes, bool]:
@@ -72,7 +76,7 @@ def _zstd(body: bytes, limit: int) -> tuple[bytes, bool]:
         while found <= limit and (size := stream.readinto(piece)):
             found += size
     if found > limit:
-        return bytes(limit + 1), True
+        raise _over(limit)
     parser = unpacker.decompressobj()
     return parser.decompress(body), parser.eof and not parser.unused_data
 

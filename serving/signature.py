@@ -207,11 +207,12 @@ class TensorSpec:
         if own not in "iuf" or tensor.dtype.name not in NUMBERS or kind == "b":
             raise self._mismatch(f"found {STRING if kind in 'OSU' else tensor.dtype}")
         if own == "f":
-            return self._floats(tensor)
+            safe = np.can_cast(tensor.dtype, self.numpy)
+            return tensor.astype(self.numpy) if safe else self._floats(tensor)
         if kind == "f":
             tensor = tensor.astype(np.float64)
             if (largest := float(np.abs(tensor).max(initial=0))) >= EXACT_INTEGER:
-                raise self._mismatch(f"{largest:.17g} overflows it, or is not exact")
+                raise self._mismatch(f"{largest} overflows it, or is not exact")
         return self._integers([], tensor)
 
     def _refuse_floods(self, value: list[Any]) -> None:

@@ -26,10 +26,10 @@ from serving.task import Tensor, Tensors
 _MAGIC = b"\x93NUMPY"
 # a header is shorter, however many axes there are
 _MOST_HEADER_BYTES = 1024
-_ENTRY = r"""\s*['"](\w+)['"]\s*:\s*(?:['"]([^'"]*)['"]|(True|False)|\(([\d,\sL]*)\))\s*,?"""
+_ENTRY = r"""\s*['"](\w+)['"]\s*:\s*(?:['"]([^'"]*)['"]|(True|False)|\(([0-9,\sL]*)\))\s*,?"""
 _ENTRIES = re.compile(_ENTRY)
 _HEADER = re.compile(rf"\s*\{{(?:{_ENTRY})*\s*\}}\s*")
-_MOST_AXES = 32
+_SHAPE = re.compile(r"\s*(?:\d{1,30}L?\s*(?:,\s*\d{1,30}L?\s*){0,31},?\s*)?", re.ASCII)
 # how many members of an archive are looked at: of their heads alone there could be as many as the body has room for
 _MOST_MEMBERS = 64
 _MEMBER = b"PK\1\2"
@@ -143,8 +143,8 @@ def _array(file: bytes, max_rows: int) -> Tensor:
     descr, order, sizes = (
         entries.get(key, ("",) * 3)[at] for at, key in enumerate(("descr", "fortran_order", "shape"))
     )
-    shape = tuple(int(part.rstrip("L ")) for part in sizes.split(",") if part.strip())
-    if not re.fullmatch(r"[<>|=]?[biufSU][1-9]\d{0,6}", descr) or not order or len(shape) > _MOST_AXES:
+    shape = tuple(int(size) for size in re.findall(r"[0-9]+", sizes))
+    if not _SHAPE.fullmatch(sizes) or not re.fullmatch(r"[<>|=]?[biufSU][1-9]\d{0,6}", descr) or not order:
         raise DecodeError(f"the npy header tells no array of numbers or strings, but {descr[:32]!r}")
     try:
         dtype = np.dtype(descr)

@@ -8,12 +8,13 @@ Shapes:   tensors are (rows, *spec.shape).
 Raises:   DecodeError, FrameTooLarge, SignatureMismatch, UnsupportedMedia.
 """
 
+import struct
 from typing import Any
 
 import numpy as np
 
+from app.media import parquet as footer
 from app.media import tables
-from app.media.claims import check_batch, check_pages
 from app.media.limits import check_bytes, check_rows, need
 from serving.errors import DecodeError, FrameTooLarge, SignatureMismatch
 from serving.signature import Signature, TensorSpec
@@ -21,9 +22,9 @@ from serving.task import Tensor, Tensors
 
 # more than any model takes, and less than would keep a thread for long
 _MOST_COLUMNS = 1 << 14
-_MOST_ROW_GROUPS = 16
-# of a value when it is read; texts have their place beside it
-_FIXED = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "FLOAT": 4, "DOUBLE": 8, "BYTE_ARRAY": 16, "FIXED_LEN_BYTE_ARRAY": 2}
+# beside errors of its own, what pyarrow raises on noise
+_UNREADABLE = (OSError, EOFError, StopIteration, ValueError, LookupError, TypeError, ArithmeticError)
+_RECORD_BATCH = 3
 
 
 def stream(body: bytes, signature: Signature, max_rows: int, max_bytes: int) -> Tensors:
@@ -38,32 +39,35 @@ def stream(body: bytes, signature: Signature, max_rows: int, max_bytes: int) -> 
                 raise FrameTooLarge(f"the Arrow stream has more than {messages - 1} messages")
             if message.type in ("record batch", "dictionary"):
                 content = memoryview(message.body) if message.body is not None else b""
-                count, size = check_batch(message.metadata, content, rows, max_rows, left, max_bytes)
+                count, size = _check_batch(message.metadata, content, rows, max_rows, left, max_bytes)
                 rows, left = rows + count, left - size
         with ipc.open_stream(body) as found:
             _check_schema(found.schema)
             table = found.read_all()
         table.validate(full=True)
-    except (arrow.ArrowException, OSError, EOFError, StopIteration) as error:
+        return _inputs(table, signature, max_rows, max_bytes)
+    except (arrow.ArrowException, *_UNREADABLE) as error:
         raise DecodeError(f"the body is no Arrow stream: {_told(error)}") from None
-    return _inputs(table, signature, max_rows, max_bytes)
 
 
 def parquet(body: bytes, signature: Signature, max_rows: int, max_bytes: int, others: bool = False) -> Tensors:
     """Inputs from a Parquet file; others as in tables.places."""
     arrow, files = need("pyarrow"), need("pyarrow.parquet")
-    limits = {"thrift_string_size_limit": len(body) + 1, "thrift_container_size_limit": _MOST_COLUMNS}
+    texts = footer.check(body, max_rows, max_bytes)
     try:
-        metadata = files.ParquetFile(arrow.BufferReader(body), **limits).metadata
-        texts = _check_parquet(metadata, body, signature, max_rows, max_bytes)
         # a text that stands in many rows is there once
-        file = files.ParquetFile(arrow.BufferReader(body), metadata=metadata, read_dictionary=texts, **limits)
+        file = files.ParquetFile(
+            arrow.BufferReader(body),
+            read_dictionary=texts,
+            thrift_string_size_limit=len(body),
+            thrift_container_size_limit=_MOST_COLUMNS,
+        )
         _check_schema(file.schema_arrow)
         table = file.read(use_threads=False)
         table.validate(full=True)
-    except (arrow.ArrowException, OSError, EOFError) as error:
+        return _inputs(table, signature, max_rows, max_bytes, others)
+    except (arrow.ArrowException, *_UNREADABLE) as error:
         raise DecodeError(f"the body is no Parquet file: {_told(error)}") from None
-    return _inputs(table, signature, max_rows, max_bytes, others)
 
 
 def _told(error: Exception) -> str:
@@ -71,37 +75,42 @@ def _told(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _check_parquet(metadata: Any, body: bytes, signature: Signature, max_rows: int, max_bytes: int) -> list[str]:
-    """Raise where the file would take more than it may; gives the columns that are texts."""
-    check_rows(metadata.num_rows, max_rows)
-    if metadata.num_row_groups > _MOST_ROW_GROUPS or metadata.num_columns > _MOST_COLUMNS:
-        raise FrameTooLarge(
-            f"the Parquet file has {metadata.num_row_groups} row groups and {metadata.num_columns} columns; there"
-            f" may be {_MOST_ROW_GROUPS} and {_MOST_COLUMNS}"
-        )
-    texts, rows, left = [], 0, max_bytes
-    columns = [metadata.schema.column(index) for index in range(metadata.num_columns)]
-    for column in columns:
-        if column.physical_type not in _FIXED or (column.physical_type == "FIXED_LEN_BYTE_ARRAY" and column.length > 2):
-            raise SignatureMismatch(f"column {column.path[:64]!r} is {column.logical_type}, which no input takes")
-        if column.physical_type == "BYTE_ARRAY":
-            texts.append(column.path)
-    for group in (metadata.row_group(index) for index in range(metadata.num_row_groups)):
-        if group.num_rows < 0:
-            raise DecodeError("a row group of the Parquet file has less than no rows")
-        rows += group.num_rows
-        check_rows(rows, max_rows)
-        # what is read is as large as the rows say, whatever lies in the pages
-        check_bytes(max_bytes - left + group.num_rows * len(columns), max_bytes, "the Parquet file")
-        for index, about in enumerate(columns):
-            chunk = group.column(index)
-            start = chunk.data_page_offset
-            if chunk.dictionary_page_offset and 0 < chunk.dictionary_page_offset < start:
-                start = chunk.dictionary_page_offset
-            size = _FIXED[about.physical_type]
-            unpacked, values = check_pages(body, start, chunk.total_compressed_size, left, max_bytes, size)
-            left -= max(unpacked, values * size)
-    return texts
+def _check_batch(metadata: Any, content: Any, rows: int, max_rows: int, left: int, max_bytes: int) -> tuple[int, int]:
+    """The rows and the unpacked bytes of a batch, of a message that was verified; rows: of those before it."""
+    data = bytes(metadata)
+    table = struct.unpack_from("<I", data)[0]
+    head = _field(data, table, 2)
+    header = head + struct.unpack_from("<I", data, head)[0]
+    if data[_field(data, table, 1)] != _RECORD_BATCH:
+        # of a dictionary: its batch is the second field
+        at = _field(data, header, 1)
+        header = at + struct.unpack_from("<I", data, at)[0]
+        count = 0
+    else:
+        at = _field(data, header, 0)
+        count = struct.unpack_from("<q", data, at)[0] if at else 0
+        check_rows(rows + max(0, count), max_rows)
+    unpacked = len(content)
+    if _field(data, header, 3):
+        # each buffer begins with its size unpacked, or -1
+        at = _field(data, header, 2)
+        vector = at + struct.unpack_from("<I", data, at)[0] if at else 0
+        for index in range(struct.unpack_from("<I", data, vector)[0] if vector else 0):
+            offset, size = struct.unpack_from("<qq", data, vector + 4 + 16 * index)
+            if size >= 8 and 0 <= offset <= len(content) - 8:
+                unpacked += max(0, struct.unpack_from("<q", content, offset)[0])
+    check_bytes(max_bytes - left + unpacked, max_bytes, "the Arrow stream")
+    return count, unpacked
+
+
+def _field(data: bytes, table: int, number: int) -> int:
+    """Where a field of a flatbuffer's table is, 0 where it is left out."""
+    entries = table - struct.unpack_from("<i", data, table)[0]
+    at = 4 + 2 * number
+    if at >= struct.unpack_from("<H", data, entries)[0]:
+        return 0
+    offset: int = struct.unpack_from("<H", data, entries + at)[0]
+    return table + offset if offset else 0
 
 
 def _check_schema(schema: Any) -> None:
@@ -142,10 +151,11 @@ def _inputs(table: Any, signature: Signature, max_rows: int, max_bytes: int, oth
         if len({column.dtype for column in columns}) > 1:
             # each by itself, for a dtype that holds them all may change their values
             columns = [TensorSpec(name, spec.dtype, column.shape[1:]).cast(column) for column in columns]
-        flat = np.concatenate([column.reshape(len(column), -1) for column in columns], axis=1)
         if len(columns) == 1 and columns[0].ndim == len(spec.shape) + 1:
-            flat = columns[0]
-        found[name] = spec.cast(flat if flat.ndim == len(spec.shape) + 1 and spec.shape else tables.shaped(spec, flat))
+            found[name] = spec.cast(columns[0])
+        else:
+            flat = np.concatenate([column.reshape(len(column), -1) for column in columns], axis=1)
+            found[name] = spec.cast(tables.shaped(spec, flat))
     return signature.completed(found)
 
 

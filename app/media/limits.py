@@ -23,7 +23,7 @@ def check_bytes(size: int, most: int, what: str = "what the body holds") -> None
     """Raise where more would be unpacked than a body may have."""
     if size > most:
         raise FrameTooLarge(
-            f"{what} has {size} bytes when it is unpacked, and the limit is {most}: max_body_bytes in uwsgi.ini"
+            f"{what} would be {size} bytes unpacked, and the limit is {most}: max_body_bytes in uwsgi.ini"
         )
 
 

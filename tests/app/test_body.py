@@ -57,7 +57,9 @@ def test_a_packed_body_is_unpacked(kind, sent):
 def test_a_packed_body_may_be_as_large_as_another(kind):
     coding, pack = PACKED[kind]
     assert len(read(pack(bytes(LIMIT)), coding)) == LIMIT
-    with pytest.raises(FrameTooLarge, match=r"larger than 1048576 bytes when it is unpacked: max_body_bytes in uwsgi.ini"):
+    with pytest.raises(
+        FrameTooLarge, match=r"larger than 1048576 bytes when it is unpacked: max_body_bytes in uwsgi.ini"
+    ):
         read(pack(bytes(LIMIT + 1)), coding)
 
 
