@@ -277,6 +277,21 @@ def test_whatever_json_comes_the_client_is_told_what_is_wrong(columns, value):
     assert json.loads(answer.data) is not None
 
 
+STARTS = st.sampled_from(
+    [b"", npy(np.ones((1, 2))), b"PAR1", b"\x89PNG\r\n", b"x,n,data\n1,2,", b'{"inputs":', b"data=", b"\x91"]
+)
+TYPES = st.sampled_from(
+    ["", CSV, NPY, PARQUET, "application/x-npz", "application/octet-stream", "application/msgpack", "x"]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(STARTS, st.binary(max_size=40), TYPES, st.sampled_from(["/invocations", "/predictions/double"]))
+def test_whatever_bytes_come_the_client_is_told_what_is_wrong(columns, start, rest, media_type, path):
+    answer = columns.get(path, "POST", data=start + rest, content_type=media_type)
+    assert answer.status_code in (200, 400, 413, 415), answer.data
+
+
 @pytest.mark.parametrize(("path", "ready", "loading"), [("/ping", "Healthy", "Unhealthy"), ("/health", None, None)])
 def test_health_is_the_status(path, ready, loading):
     chain = Chain()
