@@ -73,7 +73,8 @@ def decode(
     """
     spec = signature.only
     if spec is not None and (found := decode_large(body, spec, max_rows)) is not None:
-        return *found, ""
+        inputs, encode = found
+        return inputs, encode, ""
     value = load(body)
     if envelope:
         value = _opened(value)
@@ -83,7 +84,8 @@ def decode(
         spec = signature.only
     words = has_words(body)
     if spec is not None and not words and (quick := decode_packed(value, spec, max_rows)) is not None:
-        return *quick, name
+        inputs, encode = quick
+        return inputs, encode, name
     inputs, encode = _decode_slowly(body, value, words, signature, max_rows)
     return inputs, encode, name
 

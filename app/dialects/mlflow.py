@@ -6,7 +6,8 @@
     {"inputs": {name: rows}}, or rows               → {"predictions": rows}
 
 Any of them may have "params": {name: value} beside it.  As there, columns and params that the model does not have are
-ignored, null is NaN, and binary columns are in base64.  Unlike there, no number is changed to make it fit.
+ignored, null is NaN, and binary columns are in base64.  Unlike there, no number is changed to make it fit, and a table
+of one column is answered by bare values, for an output does not tell whether it was one.
 
 /invocations itself is in app/dialects/sagemaker.py, for both protocols share it.
 
