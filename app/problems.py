@@ -49,10 +49,10 @@ def of_error(error: ServingError, request_id: str) -> bytes:
     return body(error.status, error.code, error.title, str(error), request_id)
 
 
-def register(app: Flask, form: Callable[[str, str], bytes | None]) -> None:
+def register(app: Flask, form: Callable[[str, int, str], bytes | None]) -> None:
     """Answer what Flask itself refuses with a problem body, and name the request in every answer.
 
-    form: the body for a path and a text where its dialect has one of its own.
+    form: the body for a path, a status and a text where its dialect has one of its own.
     """
 
     @app.after_request
@@ -76,7 +76,7 @@ def register(app: Flask, form: Callable[[str, str], bytes | None]) -> None:
             404: f"there is nothing at {request.path}; predictions are POST /predict",
             405: f"{request.method} is not for {request.path}; it takes {response.headers.get('Allow', 'others')}",
         }.get(status, error.description or error.name)
-        own = form(request.path, detail)
+        own = form(request.path, status, detail)
         if own is None:
             answer = Response(body(status, code, error.name, detail, id), status, mimetype=MEDIA_TYPE)
         else:

@@ -60,7 +60,7 @@ def blueprint(settings: Settings, board: Board, plan: PlanFile, loads: Callable[
 
     @repository.errorhandler(ServingError)
     def refusal(error: ServingError) -> Response:
-        return Response(open_inference.problem(str(error)), error.status, mimetype="application/json")
+        return Response(open_inference.problem(error.status, str(error)), error.status, mimetype="application/json")
 
     return repository
 

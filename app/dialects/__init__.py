@@ -8,13 +8,15 @@ Runs in:  worker.
 
 from functools import lru_cache
 
-from app.dialects import open_inference, plain, tensorflow_serving
+from app.dialects import open_inference, plain, sagemaker, tensorflow_serving, torchserve
 from app.dialects.dialect import Route
 
 _PLAIN = Route(plain.Plain())
-DIALECTS = (open_inference, tensorflow_serving)
+DIALECTS = (open_inference, tensorflow_serving, sagemaker, torchserve)
 # Flask's rules for the paths that are found here
 RULES = ("/predict", *(rule for dialect in DIALECTS for rule in dialect.RULES))
+# those of RULES that a PUT asks for as well
+PUT = torchserve.RULES
 
 
 def find(path: str) -> Route | None:
@@ -22,9 +24,9 @@ def find(path: str) -> Route | None:
     return _PLAIN if path == "/predict" else _find(path)
 
 
-def problem(path: str, text: str) -> bytes | None:
+def problem(path: str, status: int, text: str) -> bytes | None:
     """The body that tells of an error at a path, None where that is none of another dialect's."""
-    return next((dialect.problem(text) for dialect in DIALECTS if path.startswith(dialect.PREFIX)), None)
+    return next((dialect.problem(status, text) for dialect in DIALECTS if path.startswith(dialect.PREFIX)), None)
 
 
 @lru_cache(256)

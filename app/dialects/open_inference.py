@@ -94,13 +94,13 @@ class Infer:
         return Asked(inputs, encode, "", _timeout_s(parameters))
 
     def refuse(self, error: ServingError, request_id: str, route: Route) -> tuple[int, str, bytes]:
-        return error.status, JSON[1], problem(str(error))
+        return error.status, JSON[1], problem(error.status, str(error))
 
 
 _INFER = Infer()
 
 
-def problem(text: str) -> bytes:
+def problem(status: int, text: str) -> bytes:
     """The body that tells of an error."""
     return orjson.dumps({"error": text})
 
@@ -428,7 +428,7 @@ def blueprint(board: Board, plan: PlanFile) -> Blueprint:
 
     @found.errorhandler(ServingError)
     def refusal(error: ServingError) -> Response:
-        return Response(problem(str(error)), error.status, mimetype=JSON[1])
+        return Response(problem(error.status, str(error)), error.status, mimetype=JSON[1])
 
     return found
 

@@ -1,11 +1,11 @@
-"""POST /predict: the server's own dialect, JSON and its problem bodies.
+"""POST /predict: the server's own dialect, in JSON and other media types, and its problem bodies.
 
 Runs in:  worker.
 """
 
 from collections.abc import Callable
 
-from app import codec, problems
+from app import codec, media, problems
 from app.dialects.dialect import JSON, Asked, Call, Encoded, Headers, Route
 from serving.errors import ServingError
 from serving.task import Reply
@@ -14,12 +14,20 @@ _HEADERS: Headers = [JSON]
 
 
 class Plain:
-    """JSON as app/codec.py has it."""
+    """JSON as app/codec.py has it, or what app/media/ reads and writes."""
 
     def decode(self, call: Call) -> Asked:
         card = call.card
-        inputs, encode, signature = codec.decode(call.body, card.signature, call.max_rows, card.signatures)
-        return Asked(inputs, _ANSWERS[encode], signature)
+        sent, wanted = call.environ.get("CONTENT_TYPE", ""), call.environ.get("HTTP_ACCEPT", "")
+        if sent in media.PLAIN:
+            inputs, encode, signature = codec.decode(call.body, card.signature, call.max_rows, card.signatures)
+        else:
+            inputs, encode, signature = media.decode(call, sent)
+        if wanted not in media.ANY:
+            told = media.encoder(wanted, card.signatures[signature].outputs if signature else card.signature.outputs)
+            if told is not None:
+                return Asked(inputs, lambda reply: told(reply.outputs, encode), signature)
+        return Asked(inputs, _ANSWERS.get(encode) or _answer(encode), signature)
 
     def refuse(self, error: ServingError, request_id: str, route: Route) -> tuple[int, str, bytes]:
         return error.status, problems.MEDIA_TYPE, problems.of_error(error, request_id)

@@ -70,7 +70,7 @@ class Predict:
         return Asked(inputs, _rows if encode is codec.encode_instances else _columns, signature)
 
     def refuse(self, error: ServingError, request_id: str, route: Route) -> tuple[int, str, bytes]:
-        return error.status, JSON[1], problem(_told(error, route))
+        return error.status, JSON[1], problem(error.status, _told(error, route))
 
 
 class Regress(Predict):
@@ -134,7 +134,7 @@ class Classify(Regress):
 _DIALECTS = {"predict": Predict(), "classify": Classify(), "regress": Regress()}
 
 
-def problem(text: str) -> bytes:
+def problem(status: int, text: str) -> bytes:
     """The body that tells of an error."""
     return orjson.dumps({"error": text})
 
@@ -222,7 +222,7 @@ def blueprint(board: Board, plan: PlanFile) -> Blueprint:
 
     @found.errorhandler(ServingError)
     def refusal(error: ServingError) -> Response:
-        return Response(problem(str(error)), error.status, mimetype=JSON[1])
+        return Response(problem(error.status, str(error)), error.status, mimetype=JSON[1])
 
     return found
 

@@ -114,6 +114,8 @@ def test_an_own_model_is_served_with_its_own_numbers(clone, serve):
     assert "mules  4, " in out.read_text()
     assert json.loads(run(curl, clone, port)) == {"res": "Can't tell anything smart about: hello"}
     assert "Can't tell anything smart about: hello" in run(client, clone, port)
+    table = next(command for command in COMMANDS if "text/csv" in command)
+    assert run(table, clone, port).splitlines() == ["res", "Can't tell anything smart about: hello"]
     ctrl_c(process)
 
 
