@@ -91,18 +91,20 @@ def decode(
             tensor = spec.packed(rows) if type(rows) is list and len(rows) <= max_rows else None
         if tensor is not None:
             return {spec.name: tensor}, encode, name
-    inputs, encode = _decode_slowly(body, value, words, signature, max_rows)
+    inputs, encode = _decode_slowly(body.count(b'"') / 2, value, words, signature, max_rows)
     return inputs, encode, name
 
 
 def decode_value(
-    value: Any, signature: Signature, max_rows: float, signatures: Mapping[str, Signature]
+    value: Any, strings: int, words: bool, signature: Signature, max_rows: float, signatures: Mapping[str, Signature]
 ) -> tuple[Tensors, Encode, str]:
-    """The same from what has been read in another way."""
+    """The same from what has been read in another way, with so many strings, names too; words: true or false."""
     name = ""
     if isinstance(value, dict) and "signature_name" in value and not _ENCODERS.keys().isdisjoint(value):
         name, signature = _named(value, signatures)
-    inputs, encode = _decode_slowly(b"", value, True, signature, max_rows)
+        # its value and the name of that
+        strings -= 2
+    inputs, encode = _decode_slowly(strings, value, words, signature, max_rows)
     return inputs, encode, name
 
 
@@ -161,7 +163,7 @@ def _is_nested(body: bytes, spec: TensorSpec, rows: int, axes: int) -> bool:
 
 
 def _decode_slowly(
-    body: bytes, value: Any, words: bool, signature: Signature, max_rows: float
+    strings: float, value: Any, words: bool, signature: Signature, max_rows: float
 ) -> tuple[Tensors, Encode]:
     if not isinstance(value, dict):
         kind = "a list" if isinstance(value, list) else "a bare value"
@@ -170,7 +172,7 @@ def _decode_slowly(
             '{"instances": [row, …]}, {"inputs": {name: rows}} or {name: value} for one row'
         )
     if "instances" not in value and "inputs" not in value:
-        return signature.instance(value, not words and _has_no_strings(body, len(value))), encode_instance
+        return signature.instance(value, not words and _has_no_strings(strings, len(value))), encode_instance
     form = "instances" if "instances" in value else "inputs"
     others = [key for key in value if key != form]
     if others:
@@ -182,9 +184,9 @@ def _decode_slowly(
     _check_rows(within, max_rows)
     if form == "instances":
         names = sum(len(row) for row in within if isinstance(row, dict)) if isinstance(within, list) else 0
-        return signature.instances(within, not words and _has_no_strings(body, 1 + names)), encode_instances
+        return signature.instances(within, not words and _has_no_strings(strings, 1 + names)), encode_instances
     names = len(within) if isinstance(within, dict) else 0
-    return signature.columns(within, not words and _has_no_strings(body, 1 + names)), encode_columns
+    return signature.columns(within, not words and _has_no_strings(strings, 1 + names)), encode_columns
 
 
 def _opened(value: Any) -> dict[str, Any]:
@@ -207,9 +209,9 @@ def load(body: bytes) -> Any:
         return _load_slowly(body)
 
 
-def _has_no_strings(body: bytes, names: int) -> bool:
-    """Whether the names of so many values are all strings that a body holds."""
-    return body.count(b'"') == 2 * names
+def _has_no_strings(strings: float, names: int) -> bool:
+    """Whether the names of so many values are all strings that there are."""
+    return strings == names
 
 
 def _check_rows(value: object, max_rows: float) -> None:
