@@ -85,7 +85,7 @@ def decode(
     if spec is not None and not words and (quick := decode_packed(value, spec, max_rows)) is not None:
         inputs, encode = quick
         return inputs, encode, name
-    inputs, encode = _decode_slowly(body, value, words, signature, max_rows)
+    inputs, encode = _decode_slowly(body.count(b'"') / 2, value, words, signature, max_rows)
     return inputs, encode, name
 
 
@@ -103,13 +103,15 @@ def decode_packed(value: Any, spec: TensorSpec, max_rows: float) -> tuple[Tensor
 
 
 def decode_value(
-    value: Any, signature: Signature, max_rows: float, signatures: Mapping[str, Signature]
+    value: Any, strings: int, words: bool, signature: Signature, max_rows: float, signatures: Mapping[str, Signature]
 ) -> tuple[Tensors, Encode, str]:
-    """The same from what has been read in another way."""
+    """The same from what has been read in another way, with so many strings, names too; words: true or false."""
     name = ""
     if isinstance(value, dict) and "signature_name" in value and not _ENCODERS.keys().isdisjoint(value):
         name, signature = _named(value, signatures)
-    inputs, encode = _decode_slowly(b"", value, True, signature, max_rows)
+        # its value and the name of that
+        strings -= 2
+    inputs, encode = _decode_slowly(strings, value, words, signature, max_rows)
     return inputs, encode, name
 
 
@@ -250,7 +252,7 @@ def is_instance(item: Any) -> bool:
 
 
 def _decode_slowly(
-    body: bytes, value: Any, words: bool, signature: Signature, max_rows: float
+    strings: float, value: Any, words: bool, signature: Signature, max_rows: float
 ) -> tuple[Tensors, Encode]:
     if not isinstance(value, dict):
         kind = "a list" if isinstance(value, list) else "a bare value"
@@ -259,7 +261,7 @@ def _decode_slowly(
             '{"instances": [row, …]}, {"inputs": {name: rows}} or {name: value} for one row'
         )
     if "instances" not in value and "inputs" not in value:
-        return signature.instance(value, not words and _has_no_strings(body, len(value))), encode_instance
+        return signature.instance(value, not words and _has_no_strings(strings, len(value))), encode_instance
     form = "instances" if "instances" in value else "inputs"
     others = [key for key in value if key != form]
     if others:
@@ -271,9 +273,9 @@ def _decode_slowly(
     check_rows(within, max_rows)
     if form == "instances":
         names = sum(len(row) for row in within if isinstance(row, dict)) if isinstance(within, list) else 0
-        return signature.instances(within, not words and _has_no_strings(body, 1 + names)), encode_instances
+        return signature.instances(within, not words and _has_no_strings(strings, 1 + names)), encode_instances
     names = len(within) if isinstance(within, dict) else 0
-    return signature.columns(within, not words and _has_no_strings(body, 1 + names)), encode_columns
+    return signature.columns(within, not words and _has_no_strings(strings, 1 + names)), encode_columns
 
 
 def _opened(value: Any) -> dict[str, Any]:
@@ -330,9 +332,9 @@ def _with_numbers(value: Any, depth: int) -> tuple[Any, int]:
     return (value.as_list(), 1) if type(value) is simdjson.Array else (value, 0)
 
 
-def _has_no_strings(body: bytes, names: int) -> bool:
-    """Whether the names of so many values are all strings that a body holds."""
-    return body.count(b'"') == 2 * names
+def _has_no_strings(strings: float, names: int) -> bool:
+    """Whether the names of so many values are all strings that there are."""
+    return strings == names
 
 
 def check_rows(value: object, max_rows: float) -> None:

@@ -17,9 +17,9 @@ from serving.errors import DecodeError, FrameTooLarge
 from serving.signature import Signature
 from serving.task import Tensor, Tensors
 
-# what stands for itself: integers, nil, true, false, floats
+# what stands for itself: integers, nil, floats
 _PLAIN = re.compile(
-    rb"(?:[\x00-\x7f\xc0\xc2\xc3\xe0-\xff]|[\xca\xce\xd2].{4}|[\xcb\xcf\xd3].{8}|[\xcc\xd0].|[\xcd\xd1]..)*+", re.DOTALL
+    rb"(?:[\x00-\x7f\xc0\xe0-\xff]|[\xca\xce\xd2].{4}|[\xcb\xcf\xd3].{8}|[\xcc\xd0].|[\xcd\xd1]..)*+", re.DOTALL
 )
 # of lists and objects, each of which takes sixty times the byte that it may be on the wire
 _MOST_NESTED = 1 << 17
@@ -32,17 +32,21 @@ def decode(
     ormsgpack = need("ormsgpack")
     if not body:
         raise DecodeError("the body is empty; expected MessagePack")
-    _check_nesting(body)
+    strings, words = _scan(body)
     try:
         value = ormsgpack.unpackb(body)
     except ValueError as error:
         raise DecodeError(f"the body is not MessagePack: {error}") from None
-    return codec.decode_value(value, signature, max_rows, signatures)
+    return codec.decode_value(value, strings, words, signature, max_rows, signatures)
 
 
-def _check_nesting(body: bytes) -> None:
-    """Raise where there are more lists and objects than there should be; whatever else is wrong is not looked for."""
-    position = nested = 0
+def _scan(body: bytes) -> tuple[int, bool]:
+    """How many strings there are, and whether true or false is anywhere.
+
+    Raises where there are more lists and objects than there should be; whatever else is wrong is not looked for.
+    """
+    position = nested = strings = 0
+    words = False
     while (match := _PLAIN.match(body, position)) and (position := match.end()) < len(body):
         kind = body[position]
         if 0x80 <= kind <= 0x9F or 0xDC <= kind <= 0xDF:
@@ -52,14 +56,20 @@ def _check_nesting(body: bytes) -> None:
                     f"the body has more than {_MOST_NESTED} lists and objects; send so many numbers as npy or raw bytes"
                 )
             position += 1 if kind <= 0x9F else 3 if kind in (0xDC, 0xDE) else 5
+        elif kind in (0xC2, 0xC3):
+            words = True
+            position += 1
         elif 0xA0 <= kind <= 0xBF:
+            strings += 1
             position += 1 + (kind & 31)
         else:
             # strings and binary, with their length in 1, 2 or 4 bytes; anything else is refused later
             size = _LENGTHS.get(kind)
             if size is None:
-                return
+                break
+            strings += 1
             position += 1 + size + int.from_bytes(body[position + 1 : position + 1 + size])
+    return strings, words
 
 
 _LENGTHS = {0xD9: 1, 0xDA: 2, 0xDB: 4, 0xC4: 1, 0xC5: 2, 0xC6: 4}

@@ -145,7 +145,7 @@ def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
 
 def _is_header(cells: list[str], signature: Signature) -> bool:
     """Whether they name columns: the inputs, or, of a model that takes numbers alone, anything but numbers."""
-    if {*cells} >= {spec.name for spec in signature.inputs if spec.default is None}:
+    if all(spec.name in cells for spec in signature.inputs if spec.default is None):
         return True
     if any(spec.dtype in (STRING, "bool") for spec in signature.inputs):
         return False
@@ -160,6 +160,8 @@ def _column(spec: TensorSpec, rows: list[list[str]], lines: list[int], columns: 
     """The cells of an input, row by row."""
     whole = len(columns) == len(rows[0]) and len(columns) > 1
     cells = list(chain.from_iterable(rows)) if whole else [row[column] for row in rows for column in columns]
+    if spec.numpy.kind == "f" and (found := _floats(cells)) is not None:
+        return found
     read = _READERS[spec.numpy.kind]
     try:
         values = [read(cell) for cell in cells]
@@ -172,6 +174,14 @@ def _column(spec: TensorSpec, rows: list[list[str]], lines: list[int], columns: 
     if spec.numpy.kind == "f":
         return np.array(values, np.float64)
     return TensorSpec(spec.name, spec.dtype).array(values)
+
+
+def _floats(cells: list[str]) -> Tensor | None:
+    """Numbers that need no second look; None where they do."""
+    try:
+        return None if "_" in ",".join(cells) else np.array(list(map(float, cells)))
+    except ValueError:
+        return None
 
 
 def _reads(read: Any, cell: str) -> bool:

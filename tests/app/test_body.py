@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app import body
@@ -41,12 +41,14 @@ def read(sent, coding=None, limit=LIMIT, size=None):
     return body.read(environ if coding is None else {**environ, "HTTP_CONTENT_ENCODING": coding}, limit)
 
 
+@settings(deadline=None)
 @given(st.binary())
 def test_a_body_comes_as_it_was_sent(sent):
     assert read(sent) == read(sent, "identity") == read(sent + b"more", size=len(sent)) == sent
 
 
 @pytest.mark.parametrize("kind", PACKED)
+@settings(deadline=None)
 @given(sent=st.binary() | st.binary(min_size=1, max_size=9).map(lambda part: part * 5000))
 def test_a_packed_body_is_unpacked(kind, sent):
     coding, pack = PACKED[kind]
@@ -87,6 +89,7 @@ def test_a_packed_body_that_is_broken_is_refused(kind):
             read(sent, coding)
 
 
+@settings(deadline=None)
 @given(st.binary(), st.sampled_from(["gzip", "deflate", "zstd"]))
 def test_noise_is_no_fault(sent, coding):
     try:

@@ -218,7 +218,7 @@ def test_a_body_of_any_size_is_the_same_in_chunks(server, kind):
 
 def test_a_bomb_is_not_unpacked_past_the_limit(server):
     bomb = gzip.compress(bytes(100 << 20))
-    for coding in ("gzip", "GZIP", "deflate"):
+    for coding in ("gzip", "GZIP"):
         assert server.request("POST", "/predict", bomb, {"Content-Encoding": coding}).json["code"] == "too_large"
     assert server.request("POST", "/predict", bomb).json["code"] == "bad_body"
     for coding in ("br", "gzip, gzip", "identity, gzip", "\xff"):

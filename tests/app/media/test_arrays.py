@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.media import arrays
@@ -43,6 +43,7 @@ shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 numbers = shapes.flatmap(lambda shape: tensors(shape, NUMBERS))
 
 
+@settings(deadline=None)
 @given(numbers, st.sampled_from(LAYOUTS))
 def test_a_tensor_comes_back_as_npy_npz_and_raw_bytes(tensor, layout):
     tensor = layout(tensor)
@@ -55,6 +56,7 @@ def test_a_tensor_comes_back_as_npy_npz_and_raw_bytes(tensor, layout):
     check_same(arrays.raw(body, taken, 4), outputs)
 
 
+@settings(deadline=None)
 @given(numbers)
 def test_what_is_written_is_what_numpy_reads(tensor):
     np.testing.assert_array_equal(np.load(io.BytesIO(arrays.npy_of({"y": tensor}))), tensor)
@@ -63,6 +65,7 @@ def test_what_is_written_is_what_numpy_reads(tensor):
     np.testing.assert_array_equal(found["file"], tensor)
 
 
+@settings(deadline=None)
 @given(numbers, st.sampled_from(LAYOUTS), st.booleans())
 def test_what_numpy_writes_is_read(tensor, layout, compress):
     tensor = layout(tensor)
@@ -247,6 +250,7 @@ def test_a_member_is_unpacked_as_far_as_it_says_and_no_further():
         arrays.npz(bytes(body), PAIR, 4, LIMIT)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_noise_in_a_file_is_no_fault(data):
     for body, read in (

@@ -35,6 +35,7 @@ pixels = st.integers(0, 255)
 sizes = st.integers(1, 9)
 
 
+@settings(deadline=None)
 @given(st.data(), sizes, sizes, st.sampled_from(["PNG", "WEBP"]))
 def test_pixels_come_as_they_are(data, height, width, format):
     colours = np.array(
@@ -160,7 +161,7 @@ def test_a_model_that_takes_no_image_says_so(taken, told):
     assert told in str(refused.value)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.sampled_from(["PNG", "JPEG", "WEBP"]), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=5))
 def test_noise_in_an_image_is_no_fault(format, edits):
     body = bytearray(file_of(Image.linear_gradient("L").resize((8, 8)), format))
@@ -269,6 +270,7 @@ def test_a_form_without_an_end_is_refused():
             images.form(body, MIXED, 4, LIMIT, wrong)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=4))
 def test_noise_in_a_form_is_no_fault(edits):
     body, boundary = encoded(picture(1), *ROW)

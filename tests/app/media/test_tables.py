@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pandas
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.media import tables
@@ -36,6 +36,7 @@ shapes = st.tuples(st.integers(1, 4)) | st.tuples(st.integers(1, 4), st.integers
 columns = shapes.flatmap(lambda shape: tensors(shape, DTYPES)).filter(is_text)
 
 
+@settings(deadline=None)
 @given(columns, st.booleans())
 def test_a_tensor_comes_back(tensor, header):
     dtype = "string" if tensor.dtype.kind == "O" else tensor.dtype.name
@@ -44,6 +45,7 @@ def test_a_tensor_comes_back(tensor, header):
     check_same(tables.decode(body, taken, 4, LIMIT, header), {"x": tensor})
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(*(tensors((), (dtype,)).filter(is_text) for dtype in DTYPES)), min_size=1, max_size=4))
 def test_columns_come_back_by_name_in_any_order(rows):
     outputs = {}
@@ -157,6 +159,7 @@ def test_a_flood_of_cells_is_refused_before_there_is_an_object_for_each(body, ta
         tracemalloc.stop()
 
 
+@settings(deadline=None)
 @given(
     st.text(st.sampled_from('1,2.e-\n\r"aαnif \0')),
     st.sampled_from([WIDE, NAMED]),
