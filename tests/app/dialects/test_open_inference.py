@@ -36,7 +36,7 @@ def decode(body, taken, length=None, max_rows=1024, **environ):
     if length is not None:
         environ["HTTP_INFERENCE_HEADER_CONTENT_LENGTH"] = str(length)
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return route.dialect.decode(Call(environ, route, ModelCard("m", 3, "python", taken, 32), body, max_rows))
+    return route.dialect.decode(Call(environ, route, ModelCard("m", 3, "python", taken, 32), body, max_rows, 8 << 20))
 
 
 def refusal(*args, **options):

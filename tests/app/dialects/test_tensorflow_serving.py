@@ -27,7 +27,7 @@ def answered(body, taken, reply=None, verb="predict", others=None):
     route = find(f"/v1/models/m:{verb}")
     card = ModelCard("m", 3, "tensorflow", taken, 32, others=others or {})
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
-    asked = route.dialect.decode(Call({}, route, card, body, 64))
+    asked = route.dialect.decode(Call({}, route, card, body, 64, 8 << 20))
     if reply is None:
         return asked
     headers, told = asked.encode(Reply(b"", 3, outputs={name: np.array(item) for name, item in reply.items()}))
