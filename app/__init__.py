@@ -12,7 +12,7 @@ from typing import Any
 
 from flask import Flask, Response, abort, request
 
-from app import dialects, health, problems, repository
+from app import dialects, docs, health, problems, repository
 from app.dialects.dialect import Route
 from app.predict import Answer, Predict
 from serving.plan import PlanFile
@@ -42,7 +42,8 @@ def create_app(
     predict = Predict(settings, transport, board, quarantine, plan, drains).answer
     for rule in dialects.RULES:
         app.add_url_rule(rule, f"POST {rule}", _flask_view(predict), methods=["POST"])
-    app.register_blueprint(health.blueprint(board, plan))
+    app.register_blueprint(health.blueprint(settings, board, plan))
+    app.register_blueprint(docs.blueprint(settings, board))
     for dialect in dialects.DIALECTS:
         app.register_blueprint(dialect.blueprint(board, plan))
     app.register_blueprint(repository.blueprint(settings, board, loads))

@@ -1,0 +1,187 @@
+"""What the server tells of itself: an OpenAPI 3.1 document of the model that is loaded, and of each route to it.
+
+A file here for each dialect, and in it the operations as data; this one puts them together.  Examples are rows that
+the model takes.  Those that are bytes, or too long to be read, stand beside the document, each under a name of its own.
+
+Runs in:  worker.
+Source:   spec.openapis.org/oas/v3.1.1.
+"""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import orjson
+
+from app.openapi import control, open_inference, predict, tensorflow_serving
+from app.openapi.operation import Body, Example, Operation, Schema
+from app.openapi.tensors import Model
+
+DIALECTS = (predict, tensorflow_serving, open_inference, control)
+# of an example in the document, which a browser shows whole
+_LONG_BYTES = 16384
+_TEXT: Schema = {"type": "string"}
+_REQUEST_ID: Schema = {"type": "string", "pattern": "^[A-Za-z0-9._:+=@-]{1,64}$"}
+_HEADERS = {
+    "X-Request-ID": ("The client's, if that was a sound one; the logs have more under it.", _REQUEST_ID),
+    "X-Model-Version": ("The version that answered.", {"type": "integer", "minimum": 1}),
+    "Server-Timing": ("Milliseconds of decode, queue, predict and encode.", _TEXT),
+    "Retry-After": ("Seconds after which the same request may succeed.", {"type": "integer", "minimum": 1}),
+}
+_PARAMETERS = {
+    "X-Request-Timeout-Ms": ("Lowers the deadline of this request.", {"type": "integer", "minimum": 1}),
+    "X-Model-Version": ("A version or a label, for this one to answer.", _TEXT),
+    "X-Request-ID": ("What to call this request.", _REQUEST_ID),
+    "Inference-Header-Content-Length": (
+        "Bytes of JSON in front of binary tensors.",
+        {"type": "integer", "minimum": 0},
+    ),
+}
+_MAY_RETRY = (500, 503)
+
+
+class Document(NamedTuple):
+    """The document, and the examples that stand beside it."""
+
+    text: bytes
+    examples: dict[str, tuple[str, bytes]]  # media type and body, by name
+
+
+def document(model: Model) -> Document:
+    """All that there is to tell."""
+    operations = [operation for dialect in DIALECTS for operation in dialect.operations(model)]
+    maker = _Maker(model)
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in operations:
+        paths.setdefault(operation.path, {})[operation.method] = maker.operation(operation)
+    card = model.card
+    found = {
+        "openapi": "3.1.1",
+        "info": {"title": card.name, "version": str(card.version), "description": _about(model)},
+        "tags": [{"name": tag} for tag in dict.fromkeys(operation.tag for operation in operations)],
+        "paths": paths,
+        "components": maker.components(operations),
+    }
+    return Document(dumped(found), maker.beside)
+
+
+def dumped(value: Any) -> bytes:
+    """JSON in which tensors stand."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _about(model: Model) -> str:
+    card = model.card
+    told = "\n".join(f"    {name}: {signature}" for name, signature in card.signatures.items())
+    rows = f"a request takes up to {model.max_rows} rows, and a replica predicts up to {card.max_batch_rows} at once"
+    return f"Served by the engine {card.engine}; {rows}.\n\n{told}\n"
+
+
+class _Maker:
+    """Makes operations, and keeps what they share."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._examples: dict[bytes, str] = {}
+        self._inline: dict[str, Any] = {}
+        self.beside: dict[str, tuple[str, bytes]] = {}
+
+    def operation(self, operation: Operation) -> dict[str, Any]:
+        parameters = [_ref("parameters", name) for name in (*operation.names, *operation.asks)]
+        responses: dict[str, Any] = {"200": self._answer(operation, 200)}
+        if operation.not_ready:
+            responses[str(operation.not_ready)] = self._answer(operation, operation.not_ready)
+        for status in operation.statuses:
+            assert operation.errors is not None
+            responses[str(status)] = _ref("responses", f"{operation.errors.name}{status}")
+        found: dict[str, Any] = {
+            "tags": [operation.tag],
+            "operationId": operation.id,
+            "summary": operation.summary,
+            "description": operation.description,
+            "parameters": parameters,
+            "responses": responses,
+        }
+        if operation.takes:
+            found["requestBody"] = {"required": True, "content": self._content(operation.takes)}
+        return {key: value for key, value in found.items() if value not in ("", [])}
+
+    def _answer(self, operation: Operation, status: int) -> dict[str, Any]:
+        headers = {name: _ref("headers", name) for name in operation.tells}
+        return {
+            "description": HTTPStatus(status).phrase,
+            "headers": headers,
+            "content": self._content(operation.gives),
+        }
+
+    def _content(self, bodies: Mapping[str, Body]) -> dict[str, Any]:
+        found = {}
+        for media_type, body in bodies.items():
+            found[media_type] = {"schema": body.schema}
+            if body.examples:
+                examples = body.examples.items()
+                found[media_type]["examples"] = {name: self._example(media_type, one) for name, one in examples}
+        return found
+
+    def _example(self, media_type: str, example: Example) -> dict[str, Any]:
+        value = example.value
+        content = value if isinstance(value, bytes) else value.encode() if isinstance(value, str) else dumped(value)
+        name = self._examples.setdefault(content, f"example{len(self._examples) + 1}")
+        if name not in self._inline:
+            if isinstance(value, bytes) or len(content) > _LONG_BYTES:
+                self.beside[name] = media_type, content
+                told: dict[str, Any] = {"externalValue": f"/docs/examples/{name}"}
+            else:
+                told = {"value": value}
+            if example.headers:
+                told["description"] = "With " + ", ".join(f"`{key}: {text}`" for key, text in example.headers.items())
+                told["x-headers"] = dict(example.headers)
+            self._inline[name] = told
+        return _ref("examples", name)
+
+    def components(self, operations: list[Operation]) -> dict[str, Any]:
+        card = self._model.card
+        parameters = {
+            **{name: _header_parameter(name) for name in _PARAMETERS},
+            "model": _path_parameter("model", {"enum": [card.name]}, card.name),
+            "version": _path_parameter("version", _TEXT, str(card.version)),
+            "label": _path_parameter("label", _TEXT, *card.labels[:1]),
+        }
+        kinds = {operation.errors.name: operation.errors for operation in operations if operation.errors}
+        responses = {
+            f"{errors.name}{status}": _refusal(errors.name, errors.media_type, status)
+            for errors in kinds.values()
+            for status in sorted(
+                {s for operation in operations if operation.errors is errors for s in operation.statuses}
+            )
+        }
+        return {
+            "schemas": {errors.name: errors.schema for errors in kinds.values()},
+            "responses": responses,
+            "parameters": parameters,
+            "headers": {name: {"description": told, "schema": schema} for name, (told, schema) in _HEADERS.items()},
+            "examples": self._inline,
+        }
+
+
+def _header_parameter(name: str) -> dict[str, Any]:
+    told, schema = _PARAMETERS[name]
+    return {"name": name, "in": "header", "description": told, "schema": schema}
+
+
+def _path_parameter(name: str, schema: Schema, *example: str) -> dict[str, Any]:
+    found = {"name": name, "in": "path", "required": True, "schema": schema}
+    return {**found, "example": example[0]} if example else found
+
+
+def _refusal(name: str, media_type: str, status: int) -> dict[str, Any]:
+    headers = ["X-Request-ID", *(["Retry-After"] if status in _MAY_RETRY else [])]
+    return {
+        "description": HTTPStatus(status).phrase,
+        "headers": {header: _ref("headers", header) for header in headers},
+        "content": {media_type: {"schema": _ref("schemas", name)}},
+    }
+
+
+def _ref(kind: str, name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/{kind}/{name}"}
