@@ -60,7 +60,10 @@ def register(app: Flask) -> None:
 
     @app.errorhandler(ServingError)
     def refusal(error: ServingError) -> Response:
-        return Response(of_error(error, request_id(request.environ)), error.status, mimetype=MEDIA_TYPE)
+        id = request_id(request.environ)
+        answer = Response(of_error(error, id), error.status, mimetype=MEDIA_TYPE)
+        answer.headers["X-Request-ID"] = id
+        return answer
 
     @app.errorhandler(HTTPException)
     def problem(error: HTTPException) -> Response:

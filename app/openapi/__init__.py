@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import orjson
 
 from app.openapi import control, open_inference, predict, tensorflow_serving
-from app.openapi.operation import Body, Example, Operation, Schema
+from app.openapi.operation import Body, Errors, Example, Operation, Schema
 from app.openapi.tensors import Model
+from serving.errors import ClientGone, ServingError, tree
 
 DIALECTS = (predict, tensorflow_serving, open_inference, control)
 # of an example in the document, which a browser shows whole
@@ -38,6 +39,12 @@ _PARAMETERS = {
     ),
 }
 _MAY_RETRY = (500, 503)
+# what nginx refuses by itself, as nginx.conf has it
+_OF_NGINX = {
+    414: {"too_large": "The request line is too long"},
+    502: {"bad_gateway": "The worker that held the request died, and so did the next two"},
+    503: {"queue_full": "All threads are taken", "unavailable": "The workers are starting"},
+}
 
 
 class Document(NamedTuple):
@@ -149,7 +156,7 @@ class _Maker:
         }
         kinds = {operation.errors.name: operation.errors for operation in operations if operation.errors}
         responses = {
-            f"{errors.name}{status}": _refusal(errors.name, errors.media_type, status)
+            f"{errors.name}{status}": _refusal(errors, status)
             for errors in kinds.values()
             for status in sorted(
                 {s for operation in operations if operation.errors is errors for s in operation.statuses}
@@ -174,12 +181,21 @@ def _path_parameter(name: str, schema: Schema, *example: str) -> dict[str, Any]:
     return {**found, "example": example[0]} if example else found
 
 
-def _refusal(name: str, media_type: str, status: int) -> dict[str, Any]:
+def _refusal(errors: Errors, status: int) -> dict[str, Any]:
     headers = ["X-Request-ID", *(["Retry-After"] if status in _MAY_RETRY else [])]
+    ours = (error for error in tree(ServingError) if error.status == status and error is not ClientGone)
+    titles = {error.code: error.title for error in ours}
+    titles.update(_OF_NGINX.get(status, {}))
+    code, title = next(iter(titles.items()))
     return {
-        "description": HTTPStatus(status).phrase,
+        "description": " ".join(f"{title} (`{code}`)." for code, title in titles.items()),
         "headers": {header: _ref("headers", header) for header in headers},
-        "content": {media_type: {"schema": _ref("schemas", name)}},
+        "content": {
+            errors.media_type: {
+                "schema": _ref("schemas", errors.name),
+                "example": errors.example(status, code, title),
+            }
+        },
     }
 
 

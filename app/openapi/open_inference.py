@@ -86,7 +86,8 @@ def _requests(model: Model) -> dict[str, Body]:
     row = model.inputs(signature)
     listed = [_told(spec, row[spec.name]) for spec in signature.inputs]
     sent = b"".join(raw(tensor) for tensor in row.values())
-    head = orjson.dumps({"inputs": [{**one, **_size(row[one["name"]])} for one in listed]})
+    sized = [{**one, **_size(row[one["name"]])} for one in listed]
+    head = orjson.dumps({"parameters": {"binary_data_output": True}, "inputs": sized})
     takes = {JSON: Body(schema), _OCTETS: Body(BINARY, model.example(head + sent, **{LENGTH: str(len(head))}))}
     # which has no JSON form
     if not any(spec.dtype == "float16" for spec in signature.inputs):

@@ -4,7 +4,7 @@ Runs in:  worker.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,11 +34,12 @@ class Body:
 
 @dataclass(frozen=True)
 class Errors:
-    """How a dialect tells of an error: the media type, and the schema and its name."""
+    """How a dialect tells of an error: the media type, the schema and its name, and one of status, code and title."""
 
     name: str
     media_type: str
     schema: Schema
+    example: Callable[[int, str, str], Any]
 
 
 @dataclass(frozen=True)

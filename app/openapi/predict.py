@@ -6,6 +6,8 @@ Runs in:  worker.
 from collections.abc import Callable
 from typing import Any
 
+import orjson
+
 from app import problems
 from app.openapi.operation import JSON, Body, Errors, Example, Operation, Schema, prediction
 from app.openapi.tensors import Model, array, by_name, named, one, row
@@ -28,6 +30,7 @@ PROBLEM = Errors(
         },
         "required": ["type", "title", "status", "code", "detail", "request_id"],
     },
+    lambda status, code, title: orjson.loads(problems.body(status, code, title, "…", "…")),
 )
 _DESCRIPTION = """\
 JSON in one of three forms, answered in the same. `NaN`, `Infinity` and `-Infinity` are numbers, both ways, though no

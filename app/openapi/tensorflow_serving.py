@@ -14,6 +14,7 @@ ERROR = Errors(
     "Error",
     JSON,
     {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]},
+    lambda status, code, title: {"error": title},
 )
 _NAMED = ("", "/versions/{version}", "/labels/{label}")
 _FEATURES: Schema = {
