@@ -89,8 +89,8 @@ class _Maker:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._examples: dict[bytes, str] = {}
-        self._inline: dict[str, Any] = {}
+        self._names: dict[tuple[str, bytes], str] = {}
+        self._made: dict[str, Any] = {}
         self.beside: dict[str, tuple[str, bytes]] = {}
 
     def operation(self, operation: Operation) -> dict[str, Any]:
@@ -110,7 +110,9 @@ class _Maker:
             "responses": responses,
         }
         if operation.takes:
-            found["requestBody"] = {"required": True, "content": self._content(operation.takes)}
+            links = self._links(operation.takes)
+            body = {"required": True, "content": self._content(operation.takes)}
+            found["requestBody"] = {**body, "description": links} if links else body
         return {key: value for key, value in found.items() if value not in ("", [])}
 
     def _answer(self, operation: Operation, status: int) -> dict[str, Any]:
@@ -122,29 +124,43 @@ class _Maker:
         }
 
     def _content(self, bodies: Mapping[str, Body]) -> dict[str, Any]:
-        found = {}
+        found: dict[str, Any] = {}
         for media_type, body in bodies.items():
             found[media_type] = {"schema": body.schema}
-            if body.examples:
-                examples = body.examples.items()
-                found[media_type]["examples"] = {name: self._example(media_type, one) for name, one in examples}
+            for name, example in body.examples.items():
+                made = self._example(media_type, example)
+                # Swagger UI fetches them, and takes minutes over text that is long
+                kept = "value" in self._made[made] or isinstance(example.value, bytes)
+                found[media_type].setdefault("examples" if kept else "x-examples", {})[name] = _ref("examples", made)
         return found
 
-    def _example(self, media_type: str, example: Example) -> dict[str, Any]:
+    def _example(self, media_type: str, example: Example) -> str:
+        """The name of an example."""
         value = example.value
         content = value if isinstance(value, bytes) else value.encode() if isinstance(value, str) else dumped(value)
-        name = self._examples.setdefault(content, f"example{len(self._examples) + 1}")
-        if name not in self._inline:
+        name = self._names.setdefault((media_type, content), f"example{len(self._names) + 1}")
+        if name not in self._made:
+            told: dict[str, Any] = {"value": value}
             if isinstance(value, bytes) or len(content) > _LONG_BYTES:
                 self.beside[name] = media_type, content
-                told: dict[str, Any] = {"externalValue": f"/docs/examples/{name}"}
-            else:
-                told = {"value": value}
+                told = {"externalValue": f"/docs/examples/{name}"}
             if example.headers:
-                told["description"] = "With " + ", ".join(f"`{key}: {text}`" for key, text in example.headers.items())
                 told["x-headers"] = dict(example.headers)
-            self._inline[name] = told
-        return _ref("examples", name)
+            self._made[name] = told
+        return name
+
+    def _links(self, bodies: Mapping[str, Body]) -> str:
+        """Where the examples are that are not in the document."""
+        found = []
+        for media_type, body in bodies.items():
+            for example in body.examples.values():
+                name = self._example(media_type, example)
+                where = self._made[name].get("externalValue")
+                if where:
+                    needs = "".join(f", with `{header}: {text}`" for header, text in example.headers.items())
+                    size = len(self.beside[name][1])
+                    found.append(f"- `{media_type}`: [{where}]({where}), {size} bytes{needs}")
+        return "\n".join(["Examples to fetch:", "", *found]) if found else ""
 
     def components(self, operations: list[Operation]) -> dict[str, Any]:
         card = self._model.card
@@ -167,7 +183,7 @@ class _Maker:
             "responses": responses,
             "parameters": parameters,
             "headers": {name: {"description": told, "schema": schema} for name, (told, schema) in _HEADERS.items()},
-            "examples": self._inline,
+            "examples": self._made,
         }
 
 

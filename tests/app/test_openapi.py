@@ -103,7 +103,7 @@ def concrete(document, path, operation):
 def bodies(document, content):
     """Media types with schemas and examples."""
     for media_type, body in content.items():
-        for reference in body.get("examples", {}).values():
+        for reference in {**body.get("examples", {}), **body.get("x-examples", {})}.values():
             yield media_type, body["schema"], resolved(document, reference)
 
 
