@@ -18,6 +18,8 @@ from serving.errors import ServingError
 MEDIA_TYPE = "application/problem+json"
 # nginx.conf has the same pattern: what it lets pass is kept, anything else gets an id of our own
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+=@-]{1,64}")
+# the paths of dialects that have another form; nginx.conf has the same pattern
+_OTHERS = re.compile(r"/v[12](/|$)")
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -75,7 +77,10 @@ def register(app: Flask) -> None:
             404: f"there is nothing at {request.path}; predictions are POST /predict",
             405: f"{request.method} is not for {request.path}; it takes {response.headers.get('Allow', 'others')}",
         }.get(status, error.description or error.name)
-        answer = Response(body(status, code, error.name, detail, id), status, mimetype=MEDIA_TYPE)
+        if _OTHERS.match(request.path):
+            answer = Response(orjson.dumps({"error": detail}), status, mimetype="application/json")
+        else:
+            answer = Response(body(status, code, error.name, detail, id), status, mimetype=MEDIA_TYPE)
         answer.headers["X-Request-ID"] = id
         if "Allow" in response.headers:
             answer.headers["Allow"] = response.headers["Allow"]

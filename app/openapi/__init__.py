@@ -32,7 +32,7 @@ _HEADERS = {
 _PARAMETERS = {
     "X-Request-Timeout-Ms": ("Lowers the deadline of this request.", {"type": "integer", "minimum": 1}),
     "X-Model-Version": ("A version or a label, for this one to answer.", _TEXT),
-    "X-Request-ID": ("What to call this request.", _REQUEST_ID),
+    "X-Request-ID": ("What to call this request: up to 64 letters, digits or ._:+=@-", _TEXT),
     "Inference-Header-Content-Length": (
         "Bytes of JSON in front of binary tensors.",
         {"type": "integer", "minimum": 0},
@@ -99,8 +99,7 @@ class _Maker:
         if operation.not_ready:
             responses[str(operation.not_ready)] = self._answer(operation, operation.not_ready)
         for status in operation.statuses:
-            assert operation.errors is not None
-            responses[str(status)] = _ref("responses", f"{operation.errors.name}{status}")
+            responses[str(status)] = _ref("responses", _name(operation.errors, status))
         found: dict[str, Any] = {
             "tags": [operation.tag],
             "operationId": operation.id,
@@ -110,9 +109,8 @@ class _Maker:
             "responses": responses,
         }
         if operation.takes:
-            links = self._links(operation.takes)
-            body = {"required": True, "content": self._content(operation.takes)}
-            found["requestBody"] = {**body, "description": links} if links else body
+            found["description"] += self._links(operation.takes)
+            found["requestBody"] = {"required": True, "content": self._content(operation.takes)}
         return {key: value for key, value in found.items() if value not in ("", [])}
 
     def _answer(self, operation: Operation, status: int) -> dict[str, Any]:
@@ -160,7 +158,7 @@ class _Maker:
                     needs = "".join(f", with `{header}: {text}`" for header, text in example.headers.items())
                     size = len(self.beside[name][1])
                     found.append(f"- `{media_type}`: [{where}]({where}), {size} bytes{needs}")
-        return "\n".join(["Examples to fetch:", "", *found]) if found else ""
+        return "\n".join(["\n\nExamples to fetch:\n", *found]) if found else ""
 
     def components(self, operations: list[Operation]) -> dict[str, Any]:
         card = self._model.card
@@ -170,17 +168,13 @@ class _Maker:
             "version": _path_parameter("version", _TEXT, str(card.version)),
             "label": _path_parameter("label", _TEXT, *card.labels[:1]),
         }
-        kinds = {operation.errors.name: operation.errors for operation in operations if operation.errors}
-        responses = {
-            f"{errors.name}{status}": _refusal(errors, status)
-            for errors in kinds.values()
-            for status in sorted(
-                {s for operation in operations if operation.errors is errors for s in operation.statuses}
-            )
-        }
+        kinds = {errors for operation in operations for errors in operation.errors}
+        refusals = {(operation.errors, status) for operation in operations for status in operation.statuses}
         return {
-            "schemas": {errors.name: errors.schema for errors in kinds.values()},
-            "responses": responses,
+            "schemas": {errors.name: errors.schema for errors in sorted(kinds, key=lambda errors: errors.name)},
+            "responses": {
+                _name(*refusal): _refusal(*refusal) for refusal in sorted(refusals, key=lambda one: _name(*one))
+            },
             "parameters": parameters,
             "headers": {name: {"description": told, "schema": schema} for name, (told, schema) in _HEADERS.items()},
             "examples": self._made,
@@ -197,20 +191,21 @@ def _path_parameter(name: str, schema: Schema, *example: str) -> dict[str, Any]:
     return {**found, "example": example[0]} if example else found
 
 
-def _refusal(errors: Errors, status: int) -> dict[str, Any]:
+def _name(errors: tuple[Errors, ...], status: int) -> str:
+    return "Or".join(one.name for one in errors) + str(status)
+
+
+def _refusal(errors: tuple[Errors, ...], status: int) -> dict[str, Any]:
     headers = ["X-Request-ID", *(["Retry-After"] if status in _MAY_RETRY else [])]
     ours = (error for error in tree(ServingError) if error.status == status and error is not ClientGone)
-    titles = {error.code: error.title for error in ours}
-    titles.update(_OF_NGINX.get(status, {}))
+    titles = {error.code: error.title for error in ours} | _OF_NGINX.get(status, {})
     code, title = next(iter(titles.items()))
     return {
         "description": " ".join(f"{title} (`{code}`)." for code, title in titles.items()),
         "headers": {header: _ref("headers", header) for header in headers},
         "content": {
-            errors.media_type: {
-                "schema": _ref("schemas", errors.name),
-                "example": errors.example(status, code, title),
-            }
+            one.media_type: {"schema": _ref("schemas", one.name), "example": one.example(status, code, title)}
+            for one in errors
         },
     }
 

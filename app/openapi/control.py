@@ -5,6 +5,7 @@ Runs in:  worker.
 
 from app.openapi.operation import JSON, Body, Operation, Schema
 from app.openapi.predict import PROBLEM
+from app.openapi.tensorflow_serving import ERROR
 from app.openapi.tensors import Model, array
 
 _TEXT: Schema = {"type": "string"}
@@ -41,7 +42,7 @@ def operations(model: Model) -> list[Operation]:
             {JSON: Body(_LOADED)},
             method="post",
             description="Where repository_api allows it; answers when it is done.",
-            errors=PROBLEM,
+            errors=(PROBLEM, ERROR),
             statuses=(400, 403, 404, 413, 414, 500),
         ),
     ]

@@ -40,14 +40,19 @@ def operations(model: Model) -> list[Operation]:
         found += [
             prediction(_TAG, f"{path}/infer", "Infer", takes, gives, ERROR, _DESCRIPTION, (LENGTH,)),
             Operation(
-                _TAG, path, "Inputs and outputs", {JSON: Body(_METADATA)}, errors=ERROR, statuses=(400, 404, 414, 503)
+                _TAG,
+                path,
+                "Inputs and outputs",
+                {JSON: Body(_METADATA)},
+                errors=(ERROR,),
+                statuses=(400, 404, 414, 503),
             ),
             Operation(
                 _TAG,
                 f"{path}/ready",
                 "Whether it is ready",
                 {JSON: Body(_object({"name": _TEXT, "ready": {"type": "boolean"}}))},
-                errors=ERROR,
+                errors=(ERROR,),
                 statuses=(400, 404, 414),
                 not_ready=503,
             ),
@@ -119,7 +124,8 @@ def _tensor(spec: TensorSpec) -> Schema:
             "name": {"const": spec.name},
             "shape": {
                 "type": "array",
-                "prefixItems": [{"type": "integer", "minimum": 1}, *(_axis(size) for size in spec.shape)],
+                "description": str([-1, *spec.shape]),
+                "items": {"type": "integer", "minimum": 0},
                 "minItems": 1 + len(spec.shape),
                 "maxItems": 1 + len(spec.shape),
             },
@@ -130,10 +136,6 @@ def _tensor(spec: TensorSpec) -> Schema:
     )
     found["required"] = ["name", "shape", "datatype"]
     return found
-
-
-def _axis(size: int) -> Schema:
-    return {"type": "integer", "minimum": 0} if size < 0 else {"const": size}
 
 
 def _told(spec: TensorSpec, tensor: Tensor) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Body:
     examples: Mapping[str, Example] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Errors:
     """How a dialect tells of an error: the media type, the schema and its name, and one of status, code and title."""
 
@@ -53,7 +53,7 @@ class Operation:
     takes: Mapping[str, Body] = field(default_factory=dict)
     method: str = "get"
     description: str = ""
-    errors: Errors | None = None
+    errors: tuple[Errors, ...] = ()
     # of errors, and the one of not being ready where that is told by the same body as being ready
     statuses: tuple[int, ...] = ()
     not_ready: int = 0
@@ -95,7 +95,7 @@ def prediction(
         takes,
         "post",
         description,
-        errors,
+        (errors,),
         PREDICTION,
         asks=("X-Request-Timeout-Ms", "X-Model-Version", "X-Request-ID", *asks),
         tells=("X-Request-ID", "X-Model-Version", "Server-Timing"),

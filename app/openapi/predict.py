@@ -55,15 +55,20 @@ def operations(model: Model) -> list[Operation]:
     return [prediction("predict", "/predict", "Predict", {JSON: takes}, {JSON: gives}, PROBLEM, _DESCRIPTION)]
 
 
-def forms(model: Model, bare_columns: bool = False) -> tuple[Body, Body]:
-    """What is sent and answered in rows and in columns; bare_columns: of a single output without its name."""
+def forms(model: Model, lenient: bool = False) -> tuple[Body, Body]:
+    """What is sent and answered in rows and in columns.
+
+    lenient: as TensorFlow Serving has it, with anything beside them, and the columns of a single output without its
+    name.
+    """
     card = model.card
+    others = {} if lenient else {"additionalProperties": False}
     taken: list[Schema] = []
     for name, signature in card.signatures.items():
         for form, schema in (("instances", _rows(signature, model.max_rows)), ("inputs", _columns(signature, model))):
             properties = {form: schema, "signature_name": {"const": name}}
             required = [form] if name == card.signature_name else [form, "signature_name"]
-            taken.append({"type": "object", "properties": properties, "required": required})
+            taken.append({"type": "object", "properties": properties, "required": required, **others})
     signature = card.signature
     inputs, outputs = model.inputs(signature), model.outputs(signature)
     examples = {
@@ -73,20 +78,18 @@ def forms(model: Model, bare_columns: bool = False) -> tuple[Body, Body]:
     given = [
         {"type": "object", "properties": {key: make(one)}, "required": [key], "additionalProperties": False}
         for one in card.signatures.values()
-        for key, make in (("predictions", _given_rows), ("outputs", _given_columns(bare_columns)))
+        for key, make in (("predictions", _given_rows), ("outputs", _given_columns(lenient)))
     ]
     columns = _listed(outputs)
-    if bare_columns and len(outputs) == 1:
+    if lenient and len(outputs) == 1:
         (columns,) = columns.values()
     answers = {"rows": Example({"predictions": [_bare(outputs)]}), "columns": Example({"outputs": columns})}
     return Body({"anyOf": taken}, examples), Body({"anyOf": given}, answers)
 
 
 def _rows(signature: Signature, max_rows: int) -> Schema:
-    item = by_name(signature.inputs)
-    if signature.only is not None:
-        item = {"anyOf": [row(signature.only), item]}
-    return {**array(item), "minItems": 1, "maxItems": max_rows}
+    items = [by_name(signature.inputs), *([] if signature.only is None else [row(signature.only)])]
+    return {"anyOf": [{**array(item), "minItems": 1, "maxItems": max_rows} for item in items]}
 
 
 def _columns(signature: Signature, model: Model) -> Schema:

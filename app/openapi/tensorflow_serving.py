@@ -26,7 +26,8 @@ _SCORES: Schema = {
     "type": "array",
     "items": {
         "type": "array",
-        "prefixItems": [{"type": ["string", "object"]}, {"type": "number"}],
+        "description": "a label and its score",
+        "items": {"type": ["string", "object", "number"]},
         "minItems": 2,
         "maxItems": 2,
     },
@@ -70,7 +71,7 @@ _METADATA: Schema = {
 
 def operations(model: Model) -> list[Operation]:
     """Predict, classify and regress where a signature allows it, status and metadata."""
-    takes, gives = forms(model, bare_columns=True)
+    takes, gives = forms(model, lenient=True)
     verbs = {"predict": ("Predict, by rows or by columns", takes, gives)}
     for verb, summary, fits, result in (
         ("classify", "Labels with their scores", Classify.gives, _SCORES),
@@ -88,7 +89,7 @@ def operations(model: Model) -> list[Operation]:
         ]
         for end, summary, schema in (("", "Status", _STATUS), ("/metadata", "Signatures", _METADATA)):
             about = {JSON: Body(schema)}
-            found.append(Operation(_TAG, path + end, summary, about, errors=ERROR, statuses=(400, 404, 414, 503)))
+            found.append(Operation(_TAG, path + end, summary, about, errors=(ERROR,), statuses=(400, 404, 414, 503)))
     return found
 
 

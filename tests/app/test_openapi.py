@@ -172,9 +172,9 @@ def test_examples_of_answers_and_errors_fit_their_schemas(make_chain, model):
                 count += 1
             if status[0] in "45" and "$ref" in reference:
                 assert "(`" in response["description"]
-                ((_, body),) = response["content"].items()
-                check(document, body["schema"], body["example"])
-                count += 1
+                for body in response["content"].values():
+                    check(document, body["schema"], body["example"])
+                    count += 1
     assert count > 40
 
 
