@@ -44,10 +44,12 @@ def operations(model: Model) -> list[Operation]:
     signature = card.signature
     takes, gives = forms(model)
     inputs, outputs = model.inputs(signature), model.outputs(signature)
-    takes = Body(
-        {"anyOf": [by_name(signature.inputs), *takes.schema["anyOf"]]},
-        {**_renamed(model.example(_instance(inputs)), "one row"), **takes.examples},
-    )
+    # inputs that are called like a form of the body are taken in rows alone
+    if not {"instances", "inputs"} & inputs.keys():
+        takes = Body(
+            {"anyOf": [by_name(signature.inputs), *takes.schema["anyOf"]]},
+            {**_renamed(model.example(_instance(inputs)), "one row"), **takes.examples},
+        )
     gives = Body(
         {"anyOf": [by_name(signature.outputs), *gives.schema["anyOf"]]},
         {"one row": Example(_instance(outputs)), **gives.examples},

@@ -57,7 +57,16 @@ class Matrix:
         return {"y": inputs["x"].sum(axis=(1, 2, 3))}
 
 
-MODELS = (Typed, Text, Matrix)
+class Inputs(Text):
+    """An input that is called like a form of the body."""
+
+    inputs = {"inputs": "string"}
+
+    def predict(self, inputs):
+        return {"res": inputs["inputs"]}
+
+
+MODELS = (Typed, Text, Matrix, Inputs)
 
 
 def told(chain, **options):
