@@ -412,8 +412,8 @@ def test_a_model_is_warmed_up_with_one_row_and_a_full_batch(write, record, files
 
 
 def test_the_sample_of_the_folder_is_on_the_card(write, record):
-    load(write(model_py=MODEL, sample_json='{"x": [3, 4]}'), record)
-    assert [spec.sample for spec in record.card().signature.inputs] == [[3, 4]]
+    card = load(write(model_py=MODEL, sample_json='{"x": [3, 4]}'), record).card
+    assert [spec.sample for spec in card.signature.inputs] == [[3, 4]]
 
 
 @pytest.mark.parametrize(
