@@ -61,7 +61,9 @@ ENV HOST=0.0.0.0 PORT=80 RUN_DIR=/run/muleteer HOME=/tmp PYTHONDONTWRITEBYTECODE
 USER 10001:10001
 EXPOSE 80
 STOPSIGNAL SIGTERM
-# a model may take minutes to load; one that cannot be loaded ends the container
-HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 CMD ["python3", "-Ic", "import http.client, os, sys; c = http.client.HTTPConnection(os.environ['HOST'], int(os.environ['PORT']), timeout=4); c.request('GET', '/readyz'); r = c.getresponse(); print(r.read().decode()); sys.exit(r.status != 200)"]
+# SageMaker may choose the port, by SAGEMAKER_BIND_TO_PORT
+LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true
+# a model may take minutes to load; one that cannot be loaded ends the container; nginx.conf knows where it listens
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 CMD ["python3", "-Ic", "import http.client, os, re, sys; conf = open(os.environ['RUN_DIR'] + '/nginx.conf').read(); c = http.client.HTTPConnection(re.search('listen ([^ ]+) backlog', conf)[1], timeout=4); c.request('GET', '/readyz'); r = c.getresponse(); print(r.read().decode()); sys.exit(r.status != 200)"]
 ENTRYPOINT ["/srv/muleteer/entrypoint.sh"]
 CMD ["serve"]

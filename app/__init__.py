@@ -13,6 +13,7 @@ from typing import Any
 from flask import Flask, Response, abort, request
 
 from app import dialects, docs, health, problems, repository
+from app.dialects import mlflow, open_inference, sagemaker, tensorflow_serving
 from app.dialects.dialect import Route
 from app.predict import Answer, Predict
 from serving.plan import PlanFile
@@ -41,11 +42,14 @@ def create_app(
     app = Flask("muleteer", static_folder=None)
     predict = Predict(settings, transport, board, quarantine, plan, drains).answer
     for rule in dialects.RULES:
-        app.add_url_rule(rule, f"POST {rule}", _flask_view(predict), methods=["POST"])
+        methods = ["POST", "PUT"] if rule in dialects.PUT else ["POST"]
+        app.add_url_rule(rule, f"POST {rule}", _flask_view(predict), methods=methods)
     app.register_blueprint(health.blueprint(settings, board, plan))
     app.register_blueprint(docs.blueprint(settings, board))
-    for dialect in dialects.DIALECTS:
+    for dialect in (open_inference, tensorflow_serving):
         app.register_blueprint(dialect.blueprint(board, plan))
+    app.register_blueprint(sagemaker.blueprint(settings, board))
+    app.register_blueprint(mlflow.blueprint(board))
     app.register_blueprint(repository.blueprint(settings, board, loads))
     problems.register(app)
     app.wsgi_app = ShortCut(app.wsgi_app, predict)  # type: ignore[method-assign]

@@ -43,10 +43,14 @@ def _unpack(body: bytes, coding: str, limit: int) -> bytes:
     except (zlib.error, zstandard.ZstdError) as error:
         raise DecodeError(f"the body is not {name}: {error}") from None
     if len(found) > limit:
-        raise FrameTooLarge(f"the body is larger than {limit} bytes when it is unpacked: max_body_bytes in uwsgi.ini")
+        raise _over(limit)
     if not whole:
         raise DecodeError(f"the body ends before its {name} does, or goes on behind it")
     return found
+
+
+def _over(limit: int) -> FrameTooLarge:
+    return FrameTooLarge(f"the body is larger than {limit} bytes when it is unpacked: max_body_bytes in uwsgi.ini")
 
 
 def _gzip(body: bytes, limit: int) -> tuple[bytes, bool]:
@@ -65,14 +69,16 @@ def _inflate(body: bytes, limit: int, header: int) -> tuple[bytes, bool]:
 
 
 def _zstd(body: bytes, limit: int) -> tuple[bytes, bool]:
-    parser = zstandard.ZstdDecompressor(max_window_size=max(1 << 23, limit)).decompressobj(write_size=1 << 16)
-    found = bytearray()
-    # in small pieces, for nothing says how large what comes of one is
-    for start in range(0, len(body), 1 << 10):
-        found += parser.decompress(body[start : start + (1 << 10)])
-        if len(found) > limit or parser.eof:
-            break
-    return bytes(found), parser.eof and not parser.unused_data
+    unpacker = zstandard.ZstdDecompressor(max_window_size=max(1 << 23, limit))
+    # once to see how much it is, for what unpacks a frame whole has no limit; four bytes of it may be 128 KiB
+    found, piece = 0, bytearray(1 << 16)
+    with unpacker.stream_reader(body) as stream:
+        while found <= limit and (size := stream.readinto(piece)):
+            found += size
+    if found > limit:
+        raise _over(limit)
+    parser = unpacker.decompressobj()
+    return parser.decompress(body), parser.eof and not parser.unused_data
 
 
 _UNPACK: dict[str, Callable[[bytes, int], tuple[bytes, bool]]] = {"gzip": _gzip, "deflate": _deflate, "zstd": _zstd}

@@ -3,6 +3,7 @@
     {"instances": [row, …]}            → {"predictions": [row, …]}
     {"inputs": {name: rows}}           → {"outputs": {name: rows}}
     {name: value, …}, one row          → {name: value, …}
+    [row, …] or row, bare              → [row, …] or row
 
 The first two may say which of the model's signatures they are for: "signature_name": "…" beside them.
 
@@ -22,7 +23,7 @@ import threading
 from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import orjson
@@ -32,9 +33,17 @@ from serving.errors import DecodeError, FrameTooLarge, SignatureMismatch
 from serving.signature import Signature, TensorSpec
 from serving.task import Tensor, Tensors
 
-Encode = Callable[[Tensors], bytes]
 # what stands in JSON for an output
 Told = Callable[[str, Tensor], Any]
+# what makes bytes of that
+Dump = Callable[[Any, Tensors], bytes]
+
+
+class Encode(Protocol):
+    """Outputs in one of the forms."""
+
+    def __call__(self, outputs: Tensors, told: Told = ..., dump: Dump = ...) -> bytes: ...
+
 
 _NONE: Mapping[str, Signature] = MappingProxyType({})
 
@@ -46,6 +55,8 @@ _parsing = threading.Lock()
 _KEPT_BYTES = 2 << 20
 # what is left of a body without these shows how its lists are nested
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{},"))
+# of a body, where its lists begin: no tensor has so many axes
+_MOST_OPENING = 256
 
 
 def decode(
@@ -61,56 +72,103 @@ def decode(
     first two forms, and what else stands in it is ignored.
     """
     spec = signature.only
-    if len(body) >= _LARGE_BYTES and spec is not None and (found := _decode_large(body, spec, max_rows)) is not None:
-        return found
+    if spec is not None and (found := decode_large(body, spec, max_rows)) is not None:
+        return *found, ""
     value = load(body)
     if envelope:
         value = _opened(value)
     name = ""
     if type(value) is dict and len(value) > 1 and "signature_name" in value and not _ENCODERS.keys().isdisjoint(value):
-        name = value.pop("signature_name")
-        if type(name) is not str or name not in signatures:
-            known = ", ".join(signatures)
-            raise SignatureMismatch(f"'signature_name' is {json.dumps(name)[:64]}; the model has {known}")
-        signature = signatures[name]
+        name, signature = _named(value, signatures)
         spec = signature.only
-    # struct takes them for numbers; a single letter is looked for much faster
-    words = (b"r" in body and b"true" in body) or (b"l" in body and b"false" in body)
-    if spec is not None and not words and type(value) is dict and len(value) == 1:
-        # as nearly always
-        ((form, rows),) = value.items()
-        encode = _ENCODERS.get(form)
-        if encode is None:
-            tensor = spec.packed([rows]) if form == spec.name else None
-            encode = encode_instance
-        else:
-            tensor = spec.packed(rows) if type(rows) is list and len(rows) <= max_rows else None
-        if tensor is not None:
-            return {spec.name: tensor}, encode, name
+    words = has_words(body)
+    if spec is not None and not words and (quick := decode_packed(value, spec, max_rows)) is not None:
+        return *quick, name
     inputs, encode = _decode_slowly(body, value, words, signature, max_rows)
     return inputs, encode, name
 
 
-def _decode_large(body: bytes, spec: TensorSpec, max_rows: float) -> tuple[Tensors, Encode, str] | None:
-    """The same for many numbers, without an object for each; None where they need another look."""
-    if not spec.dtype.startswith("float") or (-1 in spec.shape and spec.shape != (-1,)) or body.startswith(BOM_UTF8):
+def decode_packed(value: Any, spec: TensorSpec, max_rows: float) -> tuple[Tensors, Encode] | None:
+    """The only input in what a body says, which nearly always is one list of numbers; None where it is not."""
+    if type(value) is not dict or len(value) != 1:
+        return None
+    ((form, rows),) = value.items()
+    encode = _ENCODERS.get(form)
+    if encode is None:
+        tensor = spec.packed([rows]) if form == spec.name else None
+    else:
+        tensor = spec.packed(rows) if type(rows) is list and len(rows) <= max_rows else None
+    return None if tensor is None else ({spec.name: tensor}, encode or encode_instance)
+
+
+def decode_value(
+    value: Any, signature: Signature, max_rows: float, signatures: Mapping[str, Signature]
+) -> tuple[Tensors, Encode, str]:
+    """The same from what has been read in another way."""
+    name = ""
+    if isinstance(value, dict) and "signature_name" in value and not _ENCODERS.keys().isdisjoint(value):
+        name, signature = _named(value, signatures)
+    inputs, encode = _decode_slowly(b"", value, True, signature, max_rows)
+    return inputs, encode, name
+
+
+def _named(value: dict[str, Any], signatures: Mapping[str, Signature]) -> tuple[str, Signature]:
+    name = value.pop("signature_name")
+    if type(name) is not str or name not in signatures:
+        known = ", ".join(signatures)
+        told = json.dumps(name[:64]) if type(name) is str else "no string"
+        raise SignatureMismatch(f"'signature_name' is {told}; the model has {known}")
+    return name, signatures[name]
+
+
+def decode_bare(body: bytes, signature: Signature, max_rows: float = math.inf) -> tuple[Tensors, Encode]:
+    """The inputs in a body without a name: rows, or one row of the input that a request has to have."""
+    spec = signature.main
+    if spec is not None and (found := decode_large(body, spec, max_rows, bare=True)) is not None:
+        return signature.completed(found[0]), found[1]
+    value = load(body)
+    if isinstance(value, list) and value and is_instance(value[0]):
+        check_rows(value, max_rows)
+        return signature.instances(value), encode_rows
+    if spec is None:
+        raise SignatureMismatch(f"the body has no names, and the model takes {signature}: write rows as objects")
+    several = _depth(value) > len(spec.shape)
+    rows = value if several else [value]
+    check_rows(rows, max_rows)
+    tensor = None if has_words(body) else spec.packed(rows)
+    inputs = {spec.name: spec.array(rows) if tensor is None else tensor}
+    return signature.completed(inputs), encode_rows if several else encode_row
+
+
+def decode_large(body: bytes, spec: TensorSpec, max_rows: float, bare: bool = False) -> tuple[Tensors, Encode] | None:
+    """The only input in a large body of numbers, without an object for each; None where it needs another look.
+
+    bare: that the body has no name; it has one otherwise.
+    """
+    if len(body) < _LARGE_BYTES or not spec.dtype.startswith("float") or body.startswith(BOM_UTF8):
+        return None
+    if -1 in spec.shape and spec.shape != (-1,):
         return None
     parser = _parser if len(body) <= _KEPT_BYTES else simdjson.Parser()
     document = value = None
     with _parsing:
         try:
-            document = parser.parse(body)
-            if type(document) is not simdjson.Object or len(document) != 1:
-                return None
-            (form,) = document.keys()
-            value = document[form]
+            document = value = parser.parse(body)
+            encode: Encode | None = encode_rows if bare and _opening(body) > len(spec.shape) else None
+            if not bare:
+                if type(document) is not simdjson.Object or len(document) != 1:
+                    return None
+                (form,) = document.keys()
+                value = document[form]
+                encode = _ENCODERS.get(form)
+                if not encode and form != spec.name:
+                    return None
             if type(value) is not simdjson.Array:
                 return None
-            encode = _ENCODERS.get(form)
             rows = len(value) if encode else 0
             if encode and not 0 < rows <= max_rows:
                 return None
-            if (not encode and form != spec.name) or (rows > 1 and spec.shape == (-1,)):
+            if rows > 1 and spec.shape == (-1,):
                 return None
             found = np.frombuffer(value.as_buffer(of_type="d"), np.float64)
         except (ValueError, TypeError, RuntimeError):
@@ -121,20 +179,47 @@ def _decode_large(body: bytes, spec: TensorSpec, max_rows: float) -> tuple[Tenso
     shape = (rows or 1, *spec.shape)
     if spec.shape == (-1,):
         shape = (1, len(found))
-    if min(shape) < 1 or math.prod(shape) != len(found) or not _is_nested(body, spec, rows, len(shape)):
+    if min(shape) < 1 or math.prod(shape) != len(found) or not _is_nested(body, spec, rows, len(shape), bare):
         return None
     with np.errstate(over="ignore"):
         tensor = found.astype(spec.dtype)
     if not np.isfinite(tensor).all():
         return None
-    return {spec.name: tensor.reshape(shape)}, encode or encode_instance, ""
+    return {spec.name: tensor.reshape(shape)}, encode or (encode_row if bare else encode_instance)
 
 
-def _is_nested(body: bytes, spec: TensorSpec, rows: int, axes: int) -> bool:
+def _is_nested(body: bytes, spec: TensorSpec, rows: int, axes: int, bare: bool) -> bool:
     """Whether so many numbers as there should be are in lists as they should be."""
     if rows <= 1 and axes <= 2:
         return body.count(b"[") == bool(rows) + axes - 1
-    return body.translate(None, _NO_BRACKETS)[1:-1] == spec.skeleton(rows)
+    brackets = body.translate(None, _NO_BRACKETS)
+    return (brackets if bare else brackets[1:-1]) == spec.skeleton(rows)
+
+
+def _opening(body: bytes) -> int:
+    """How many lists a body begins with, one in the other."""
+    start = body[:_MOST_OPENING].translate(None, b" \t\r\n")
+    return len(start) - len(start.lstrip(b"["))
+
+
+def _depth(value: Any) -> int:
+    """How many lists a value begins with, one in the other."""
+    depth = 0
+    while isinstance(value, list):
+        depth += 1
+        value = value[0] if value else None
+    return depth
+
+
+def has_words(body: bytes) -> bool:
+    """Whether true or false may stand in a body, which struct takes for numbers."""
+    # a single letter is looked for much faster
+    return (b"r" in body and b"true" in body) or (b"l" in body and b"false" in body)
+
+
+def is_instance(item: Any) -> bool:
+    """Whether it is a row by its names; {"b64": …} is a value."""
+    return isinstance(item, dict) and list(item) != ["b64"]
 
 
 def _decode_slowly(
@@ -156,7 +241,7 @@ def _decode_slowly(
             "it is one of three forms: 'instances', 'inputs', or the inputs of one row by name"
         )
     within = value[form]
-    _check_rows(within, max_rows)
+    check_rows(within, max_rows)
     if form == "instances":
         names = sum(len(row) for row in within if isinstance(row, dict)) if isinstance(within, list) else 0
         return signature.instances(within, not words and _has_no_strings(body, 1 + names)), encode_instances
@@ -189,8 +274,8 @@ def _has_no_strings(body: bytes, names: int) -> bool:
     return body.count(b'"') == 2 * names
 
 
-def _check_rows(value: object, max_rows: float) -> None:
-    # before any of them is looked at
+def check_rows(value: object, max_rows: float) -> None:
+    """Raise FrameTooLarge for more rows than that, before any of them is looked at."""
     columns = value.values() if isinstance(value, dict) else [value]
     rows = max((len(column) for column in columns if isinstance(column, list)), default=0)
     if rows > max_rows:
@@ -224,23 +309,51 @@ def _told(name: str, tensor: Tensor) -> Any:
     return values(tensor)
 
 
-def encode_instances(outputs: Tensors, told: Told = _told) -> bytes:
+def dump(value: Any, outputs: Tensors) -> bytes:
+    """JSON in which tensors stand; outputs: those that there are."""
+    told = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    # orjson writes NaN as null
+    if b"null" not in told or all(tensor.dtype.kind != "f" or np.isfinite(tensor).all() for tensor in outputs.values()):
+        return told
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_listed).encode()
+
+
+def _listed(part: Tensor | np.generic) -> Any:
+    # a tensor, or the one number that a row of it is; by way of text, so that a float32 keeps its short form
+    return (part.astype(str).astype(float) if part.dtype.kind == "f" else part).tolist()
+
+
+def encode_instances(outputs: Tensors, told: Told = _told, dump: Dump = dump) -> bytes:
     """As the answer to rows."""
-    columns = [(name, told(name, tensor)) for name, tensor in outputs.items()]
-    if len(columns) == 1:
-        return dump({"predictions": columns[0][1]}, outputs)
-    rows = range(len(columns[0][1]))
-    return dump({"predictions": [{name: column[row] for name, column in columns} for row in rows]}, outputs)
+    return dump({"predictions": rows(outputs, told)}, outputs)
 
 
-def encode_columns(outputs: Tensors, told: Told = _told) -> bytes:
+def encode_columns(outputs: Tensors, told: Told = _told, dump: Dump = dump) -> bytes:
     """As the answer to columns."""
     return dump({"outputs": {name: told(name, tensor) for name, tensor in outputs.items()}}, outputs)
 
 
-def encode_instance(outputs: Tensors) -> bytes:
+def encode_instance(outputs: Tensors, told: Told = _told, dump: Dump = dump) -> bytes:
     """As the answer to one row by its names."""
-    return dump({name: values(tensor)[0] for name, tensor in outputs.items()}, outputs)
+    return dump({name: told(name, tensor)[0] for name, tensor in outputs.items()}, outputs)
+
+
+def encode_rows(outputs: Tensors, told: Told = _told, dump: Dump = dump) -> bytes:
+    """As the answer to bare rows."""
+    return dump(rows(outputs, told), outputs)
+
+
+def encode_row(outputs: Tensors, told: Told = _told, dump: Dump = dump) -> bytes:
+    """As the answer to one bare row."""
+    return dump(rows(outputs, told)[0], outputs)
+
+
+def rows(outputs: Tensors, told: Told = _told) -> Any:
+    """The rows: bare values of one output, objects of several."""
+    columns = [(name, told(name, tensor)) for name, tensor in outputs.items()]
+    if len(columns) == 1:
+        return columns[0][1]
+    return [{name: column[row] for name, column in columns} for row in range(len(columns[0][1]))]
 
 
 def values(tensor: Tensor) -> Any:
@@ -270,17 +383,3 @@ def text(item: Any) -> str | dict[str, str]:
 
 
 _ENCODERS: dict[str, Encode] = {"instances": encode_instances, "inputs": encode_columns}
-
-
-def dump(value: dict[str, Any], outputs: Tensors) -> bytes:
-    """JSON in which tensors stand; outputs: those that there are."""
-    told = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-    # orjson writes NaN as null
-    if b"null" not in told or all(tensor.dtype.kind != "f" or np.isfinite(tensor).all() for tensor in outputs.values()):
-        return told
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_listed).encode()
-
-
-def _listed(part: Tensor | np.generic) -> Any:
-    # a tensor, or the one number that a row of it is; by way of text, so that a float32 keeps its short form
-    return (part.astype(str).astype(float) if part.dtype.kind == "f" else part).tolist()

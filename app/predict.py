@@ -118,7 +118,7 @@ class Predict:
         limits = self._settings
         sent = body.read(environ, limits.max_body_bytes)
         inputs, encode, signature, timeout_s = route.dialect.decode(
-            Call(environ, route, card, sent, limits.max_request_rows)
+            Call(environ, route, card, sent, limits.max_request_rows, limits.max_body_bytes)
         )
         if timeout_s < deadline - start:
             deadline = start + timeout_s

@@ -6,6 +6,7 @@
     │  ├─ SignatureMismatch     400 signature
     │  ├─ Forbidden             403 forbidden
     │  ├─ ModelNotFound         404 model_not_found
+    │  ├─ NotAcceptable         406 not_acceptable
     │  ├─ FrameTooLarge         413 too_large
     │  ├─ UnsupportedMedia      415 media_type
     │  └─ ClientGone            400 client_gone, which nobody reads
@@ -73,6 +74,14 @@ class ModelNotFound(ClientError):
     status = 404
     code = "model_not_found"
     title = "There is no such model"
+
+
+class NotAcceptable(ClientError):
+    """The answer cannot be given in any form that the client accepts."""
+
+    status = 406
+    code = "not_acceptable"
+    title = "The answer has no such form"
 
 
 class FrameTooLarge(ClientError):

@@ -79,6 +79,8 @@ class TensorSpec:
     default: bool | int | float | str | None = None
     # a value of one row that the model takes, as JSON has it; None: zeros will do
     sample: Any = field(default=None, compare=False)
+    # whether its strings are bytes, which MLflow's clients write in base64
+    binary: bool | None = None
 
     @classmethod
     def parse(cls, name: str, text: str) -> "TensorSpec":
@@ -185,6 +187,33 @@ class TensorSpec:
             return
         if len(found) != len(self.shape) or any(0 <= want != got for want, got in zip(self.shape, found, strict=True)):
             raise self._mismatch(f"one row has shape {list(found)}")
+
+    def cast(self, tensor: Tensor) -> Tensor:
+        """The tensor (rows, *shape) from one of another dtype, as strictly as from lists."""
+        if not len(tensor):
+            raise self._mismatch("there are no rows")
+        self.check(tensor)
+        kind, own = tensor.dtype.kind, self.numpy.kind
+        tensor = tensor.astype(tensor.dtype.newbyteorder("="), copy=False)
+        if tensor.dtype == self.numpy:
+            return tensor
+        if own == "O" and kind in "SU":
+            texts = np.empty(tensor.size, object)
+            try:
+                texts[:] = [item if kind == "S" else item.encode() for item in tensor.ravel().tolist()]
+            except ValueError as error:
+                raise self._mismatch("found a string that is not Unicode") from error
+            return texts.reshape(tensor.shape)
+        if own not in "iuf" or tensor.dtype.name not in NUMBERS or kind == "b":
+            raise self._mismatch(f"found {STRING if kind in 'OSU' else tensor.dtype}")
+        if own == "f":
+            safe = np.can_cast(tensor.dtype, self.numpy)
+            return tensor.astype(self.numpy) if safe else self._floats(tensor)
+        if kind == "f":
+            tensor = tensor.astype(np.float64)
+            if (largest := float(np.abs(tensor).max(initial=0))) >= EXACT_INTEGER:
+                raise self._mismatch(f"{largest} overflows it, or is not exact")
+        return self._integers([], tensor)
 
     def _refuse_floods(self, value: list[Any]) -> None:
         # lists that are far too long, before each of their elements is looked at
@@ -318,6 +347,12 @@ class Signature:
         """The input of a model that has one."""
         return self.inputs[0] if len(self.inputs) == 1 else None
 
+    @cached_property
+    def main(self) -> TensorSpec | None:
+        """The input of a model that has one, or has defaults for all others."""
+        needed = [spec for spec in self.inputs if spec.default is None]
+        return needed[0] if len(needed) == 1 else self.only
+
     def __str__(self) -> str:
         sides = (", ".join(f"{spec.name} {spec}" for spec in side) for side in (self.inputs, self.outputs))
         return " → ".join(sides)
@@ -335,9 +370,12 @@ class Signature:
         inputs = {spec.name: spec.array(value[spec.name], plain) for spec in self.inputs if spec.name in value}
         if not inputs:
             raise SignatureMismatch("'inputs': it is empty, and does not tell how many rows there are")
+        return self.completed(inputs)
+
+    def completed(self, inputs: Tensors) -> Tensors:
+        """Inputs in their order, with the defaults of those that are left out."""
+        self._check_names(inputs, "the body")
         rows = self.rows(inputs)
-        if len(inputs) == len(self.inputs):
-            return inputs
         return {spec.name: inputs[spec.name] if spec.name in inputs else spec.defaults(rows) for spec in self.inputs}
 
     def instances(self, value: object, plain: bool = False) -> Tensors:
@@ -423,7 +461,9 @@ def _shape(value: list[Any], spec: TensorSpec) -> tuple[int, ...]:
 
 
 def _text(item: object) -> bytes:
-    """The UTF-8 bytes of a string, or the bytes of {"b64": …}."""
+    """The UTF-8 bytes of a string, the bytes of {"b64": …}, or bytes as they are."""
+    if isinstance(item, bytes):
+        return item
     if isinstance(item, str):
         try:
             return item.encode()

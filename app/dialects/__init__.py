@@ -8,13 +8,15 @@ Runs in:  worker.
 
 from functools import lru_cache
 
-from app.dialects import open_inference, plain, tensorflow_serving
+from app.dialects import open_inference, plain, sagemaker, tensorflow_serving, torchserve
 from app.dialects.dialect import Route
 
 _PLAIN = Route(plain.Plain())
-DIALECTS = (open_inference, tensorflow_serving)
+DIALECTS = (open_inference, tensorflow_serving, sagemaker, torchserve)
 # Flask's rules for the paths that are found here
 RULES = ("/predict", *(rule for dialect in DIALECTS for rule in dialect.RULES))
+# those of RULES that a PUT asks for as well
+PUT = torchserve.RULES
 
 
 def find(path: str) -> Route | None:

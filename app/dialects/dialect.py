@@ -29,6 +29,8 @@ class Call:
     card: ModelCard
     body: bytes
     max_rows: int
+    # of all that is unpacked from the body
+    max_bytes: int
 
 
 class Asked(NamedTuple):

@@ -1,20 +1,28 @@
-"""POST /predict: the server's own dialect, JSON and its problem bodies.
+"""POST /predict: the server's own dialect, in JSON and other media types, and its problem bodies.
 
 Runs in:  worker.
 """
 
-from app import codec, problems
+from app import codec, media, problems
 from app.dialects.dialect import JSON, Asked, Call, Encoded, Route
 from serving.errors import ServingError
 from serving.task import Reply
 
 
 class Plain:
-    """JSON as app/codec.py has it."""
+    """JSON as app/codec.py has it, or what app/media/ reads and writes."""
 
     def decode(self, call: Call) -> Asked:
         card = call.card
-        inputs, encode, signature = codec.decode(call.body, card.signature, call.max_rows, card.signatures)
+        sent, wanted = call.environ.get("CONTENT_TYPE", ""), call.environ.get("HTTP_ACCEPT", "")
+        if sent in media.PLAIN:
+            inputs, encode, signature = codec.decode(call.body, card.signature, call.max_rows, card.signatures)
+        else:
+            inputs, encode, signature = media.decode(call, sent)
+        if wanted not in media.ANY:
+            told = media.encoder(wanted, card.signatures[signature].outputs if signature else card.signature.outputs)
+            if told is not None:
+                return Asked(inputs, lambda reply: told(reply.outputs, encode), signature)
 
         def encoded(reply: Reply) -> Encoded:
             return [JSON], encode(reply.outputs)

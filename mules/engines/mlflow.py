@@ -142,13 +142,14 @@ def _column(folder: ModelFolder, name: str, one: Any) -> TensorSpec:
     dtype = _DTYPES.get(kind)
     if dtype is None:
         raise ModelError(f"{folder.path}: the column {name!r} is {kind}, which is not served")
+    spec = TensorSpec(name, dtype, binary=True if kind == "binary" else None)
     if one.required:
-        return TensorSpec(name, dtype)
+        return spec
     if dtype.startswith("float"):
         # what pandas has for what is missing
         return TensorSpec(name, dtype, (), "NaN")
     log.warning("%s: the column %r is not required, and asked for: there is no %s for nothing", folder.path, name, kind)
-    return TensorSpec(name, dtype)
+    return spec
 
 
 def _tensor(folder: ModelFolder, name: str, one: Any) -> TensorSpec:

@@ -80,8 +80,8 @@ class Chain:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return self._clients[door].post("/predict", data=body, headers=named, environ_overrides=environ)
 
-    def get(self, path, method="GET", **options):
-        return self._clients["short cut"].open(path, method=method, **options)
+    def get(self, path, method="GET", door="short cut", **options):
+        return self._clients[door].open(path, method=method, **options)
 
     def _run(self, replica):
         while not self._stopped.is_set():

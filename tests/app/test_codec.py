@@ -360,6 +360,12 @@ def test_a_signature_that_the_model_does_not_have_is_told_with_those_that_it_has
         codec.decode(body, ONE, 9, {"serving_default": ONE, "other": ONE})
 
 
+def test_a_signature_name_that_is_nested_deeply_is_refused():
+    deep = b"[" * 1000 + b"]" * 1000
+    with pytest.raises(SignatureMismatch, match="'signature_name' is no string"):
+        codec.decode(b'{"signature_name": %s, "instances": [[1, 2]]}' % deep, ONE, 9, {})
+
+
 def test_an_input_may_be_called_signature_name():
     taken = Signature(specs(signature_name="string"), specs(y="float32"))
     inputs, _, name = codec.decode(b'{"signature_name": "a"}', taken, 9, {"a": taken})

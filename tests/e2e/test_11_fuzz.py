@@ -28,6 +28,7 @@ CODES = {
     400: {"bad_body", "signature", "bad_request"},
     404: {"not_found"},
     405: {"method_not_allowed"},
+    406: {"not_acceptable"},
     413: {"too_large"},
     414: {"too_large"},
     415: {"media_type"},

@@ -119,6 +119,15 @@ ends '[1-9]*' 20
 logged '^muleteer: uwsgi ended by itself'
 ok "a model of one's own on another port, 8 mules; a killed uWSGI ends it"
 
+for port in 8080 9000; do
+    start "$port" "${hardened[@]}" -v "$PWD/examples/fancy:/opt/ml/model:ro" \
+        $([ "$port" = 8080 ] || echo "-e SAGEMAKER_BIND_TO_PORT=$port")
+    [[ $(curl -sS -m 2 "$url/ping") == '{"status":"Healthy"}' ]] || die "/ping should have said that it is healthy"
+    answer=$(curl -sS -m 10 -H 'Content-Type: application/json' "$url/invocations" -d '[{"text": "hello"}]')
+    [[ $answer == *"Can't tell anything smart about: hello"* ]] || die "/invocations answers $answer"
+done
+ok "SageMaker's model in /opt/ml/model, on port 8080 or its own"
+
 refuses 2 'model folder /models/my_model does not exist' -e MODEL=/models/my_model
 refuses 2 'SERVING_DEADLINE_MS|deadline_ms' -e SERVING_DEADLINE_MS=20000
 empty=$(mktemp -d)

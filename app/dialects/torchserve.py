@@ -1,0 +1,111 @@
+"""TorchServe's inference API, by POST and by PUT, which `curl -T` sends.
+
+    {"instances": [row, …]}, as its JSON envelope has it     → {"predictions": [row, …]}
+    row, bare, or {name: value, …}                           → row, bare
+    [row, …]                                                 → [row, …]
+
+The body may be a form with the field `data` or `body`, an image, which is one row, a form of images, or what else
+app/media/ reads.  Where the model takes one string, a body that is not said to be JSON is that string; an answer that
+is one string is that text, and no JSON.
+
+GET /ping is in app/dialects/sagemaker.py.
+
+Runs in:  worker.
+Shapes:   tensors are (rows, *spec.shape).
+Source:   pytorch/serve, docs/inference_api.md, frontend/server's InferenceRequestHandler.java and NettyUtils.java,
+          ts/torch_handler/base_handler.py and request_envelope/json.py.
+"""
+
+import re
+from collections.abc import Callable
+from urllib.parse import parse_qsl
+
+import numpy as np
+import orjson
+
+from app import codec, media
+from app.dialects.dialect import JSON, Asked, Call, Encoded, Route
+from serving.errors import DecodeError, ModelNotFound, ServingError
+from serving.signature import STRING
+from serving.task import Reply
+
+RULES = ("/predictions/<model>", "/predictions/<model>/<version>")
+_PATH = re.compile(r"/predictions/([^/]+)(?:/([^/]+))?")
+# its own versions are 1.0, 2.0, …; ours are 1, 2, …
+_WHOLE = re.compile(r"([0-9]+)\.0")
+_FORM, _PARTS = "application/x-www-form-urlencoded", "multipart/form-data"
+# what PNG, JPEG and WebP begin with, and no JSON
+_IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
+_MOST_FIELDS = 64
+_TYPES = {500: "InternalServerException", 503: "ServiceUnavailableException", 504: "RequestTimeoutException"}
+
+
+def route(path: str) -> Route | None:
+    """The route of a POST to a path, None where it is none of this dialect's."""
+    match = _PATH.fullmatch(path)
+    return Route(_PREDICTIONS, match[1], _WHOLE.sub(r"\1", match[2] or "")) if match else None
+
+
+class Predictions:
+    """What a handler takes, and what it returns."""
+
+    def decode(self, call: Call) -> Asked:
+        signature, body = call.card.signature, call.body
+        sent = call.environ.get("CONTENT_TYPE", "")
+        type = sent.partition(";")[0].strip().lower()
+        if type == _FORM:
+            body = _field(body)
+        spec = signature.main
+        if spec is not None and (spec.dtype, spec.shape) == (STRING, ()) and type not in (JSON[1], _PARTS):
+            text = np.empty(1, object)
+            text[0] = body
+            return Asked(signature.completed({spec.name: text}), _encoded(codec.encode_row))
+        if type in ("", "application/octet-stream") and body.startswith(_IMAGES):
+            # curl -T does not say what it sends; which image it is, is found out later
+            sent = "image/jpeg"
+        kind = "json" if sent in media.PLAIN else media.parsed(sent)[0]
+        name = ""
+        if kind != "json":
+            inputs, encode, name = media.decode(call, sent)
+            if kind != "msgpack":
+                single = kind in ("image", "form") and signature.rows(inputs) == 1
+                encode = codec.encode_row if single else codec.encode_rows
+        elif body.lstrip().startswith(b"{"):
+            inputs, encode, name = codec.decode(body, signature, call.max_rows, call.card.signatures)
+        else:
+            inputs, encode = codec.decode_bare(body, signature, call.max_rows)
+        return Asked(inputs, _encoded(codec.encode_row if encode is codec.encode_instance else encode), name)
+
+    def refuse(self, error: ServingError, request_id: str, route: Route) -> tuple[int, str, bytes]:
+        kind, text = _TYPES.get(error.status, "BadRequestException"), str(error)
+        if isinstance(error, ModelNotFound):
+            about, kind = f"Model not found: {route.model}", "ModelNotFoundException"
+            if text.startswith("no version"):
+                about = f"Model version: {route.version} does not exist for model: {route.model}"
+                kind = "ModelVersionNotFoundException"
+            text = f"{about}; {text}"
+        return error.status, JSON[1], orjson.dumps({"code": error.status, "type": kind, "message": text})
+
+
+_PREDICTIONS = Predictions()
+
+
+def _field(body: bytes) -> bytes:
+    """The field of a form that is the body; the body itself where there is no form, whatever its Content-Type says."""
+    if b"data=" not in body and b"body=" not in body:
+        return body
+    try:
+        fields = dict(parse_qsl(body, keep_blank_values=True, max_num_fields=_MOST_FIELDS))
+    except ValueError:
+        raise DecodeError(f"the form has more than {_MOST_FIELDS} fields; it needs one, data") from None
+    return fields.get(b"data", fields.get(b"body", body))
+
+
+def _encoded(encode: codec.Encode) -> Callable[[Reply], Encoded]:
+    def encoded(reply: Reply) -> Encoded:
+        outputs = list(reply.outputs.values())
+        if encode is codec.encode_row and len(outputs) == 1 and outputs[0].dtype.kind == "O" and outputs[0].ndim == 1:
+            return [("Content-Type", "text/plain; charset=utf-8")], bytes(outputs[0][0])
+        return [JSON], encode(reply.outputs)
+
+    return encoded

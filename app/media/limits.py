@@ -1,0 +1,36 @@
+"""What a body may have in it, and what must be installed to read it.
+
+Runs in:  worker.
+Raises:   FrameTooLarge, UnsupportedMedia.
+"""
+
+import importlib
+from typing import Any
+
+from serving.errors import FrameTooLarge, UnsupportedMedia
+
+
+def check_rows(rows: int, most: int) -> None:
+    """Raise where there are more rows than one request may have."""
+    if rows > most:
+        raise FrameTooLarge(
+            f"the body has {rows} rows and the limit is {most}: max_request_rows in uwsgi.ini;"
+            " send them in several requests"
+        )
+
+
+def check_bytes(size: int, most: int, what: str = "what the body holds") -> None:
+    """Raise where more would be unpacked than a body may have."""
+    if size > most:
+        raise FrameTooLarge(
+            f"{what} would be {size} bytes unpacked, and the limit is {most}: max_body_bytes in uwsgi.ini"
+        )
+
+
+def need(module: str) -> Any:
+    """A library of the extra `media`, which takes memory of a worker only where it is used."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        library = module.partition(".")[0].replace("PIL", "pillow")
+        raise UnsupportedMedia(f"this needs {library}, which is not installed: pip install '.[media]'") from None
