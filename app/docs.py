@@ -16,6 +16,7 @@ from app.health import shows_samples
 from app.openapi import Document, document
 from app.openapi.tensors import Model
 from serving.errors import ModelLoading
+from serving.model import ModelCard
 from serving.settings import Settings
 from serving.store import Board
 
@@ -33,12 +34,17 @@ _FILES = {
 def blueprint(settings: Settings, board: Board) -> Blueprint:
     """GET /openapi.json, /docs and the files of that page."""
     docs = Blueprint("docs", __name__)
+    known: dict[bool, tuple[ModelCard, Document]] = {}
 
     def told() -> Document:
         card = board.card()
         if card is None:
             raise ModelLoading("no replica has loaded the model; /readyz shows how far they are, and why not")
-        return document(Model(card, shows_samples(settings), settings.max_request_rows))
+        samples = shows_samples(settings)
+        # the board gives the same card until another is written
+        if samples not in known or known[samples][0] is not card:
+            known[samples] = card, document(Model(card, samples, settings.max_request_rows))
+        return known[samples][1]
 
     @docs.get("/openapi.json")
     def openapi() -> Response:

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from app.openapi import control, open_inference, predict, tensorflow_serving
+from app.openapi import control, invocations, open_inference, predict, tensorflow_serving
 from app.openapi.operation import Body, Errors, Example, Operation, Schema
 from app.openapi.tensors import Model
 from serving.errors import ClientGone, ServingError, tree
+from serving.signature import NUMBERS
 
-DIALECTS = (predict, tensorflow_serving, open_inference, control)
+DIALECTS = (predict, tensorflow_serving, open_inference, invocations, control)
 # of an example in the document, which a browser shows whole
 _LONG_BYTES = 16384
 _TEXT: Schema = {"type": "string"}
@@ -33,6 +34,8 @@ _PARAMETERS = {
     "X-Request-Timeout-Ms": ("Lowers the deadline of this request.", {"type": "integer", "minimum": 1}),
     "X-Model-Version": ("A version or a label, for this one to answer.", _TEXT),
     "X-Request-ID": ("What to call this request: up to 64 letters, digits or ._:+=@-", _TEXT),
+    "X-Tensor-Shape": ("Of raw bytes: sizes, the rows first.", _TEXT),
+    "X-Tensor-Dtype": ("Of raw bytes, where they are not the model's.", {"enum": [*NUMBERS]}),
     "Inference-Header-Content-Length": (
         "Bytes of JSON in front of binary tensors.",
         {"type": "integer", "minimum": 0},
@@ -124,11 +127,12 @@ class _Maker:
     def _content(self, bodies: Mapping[str, Body]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for media_type, body in bodies.items():
-            found[media_type] = {"schema": body.schema}
+            found[media_type] = {"schema": body.schema} if body.schema else {}
             for name, example in body.examples.items():
                 made = self._example(media_type, example)
-                # Swagger UI fetches them, and takes minutes over text that is long
-                kept = "value" in self._made[made] or isinstance(example.value, bytes)
+                # Swagger UI fetches them, and takes minutes over text that is long; of a form it makes one itself
+                form = media_type.startswith("multipart/")
+                kept = "value" in self._made[made] or (isinstance(example.value, bytes) and not form)
                 found[media_type].setdefault("examples" if kept else "x-examples", {})[name] = _ref("examples", made)
         return found
 

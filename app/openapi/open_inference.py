@@ -38,7 +38,7 @@ def operations(model: Model) -> list[Operation]:
     for named in _NAMED:
         path = f"/v2/models/{{model}}{named}"
         found += [
-            prediction(_TAG, f"{path}/infer", "Infer", takes, gives, ERROR, _DESCRIPTION, (LENGTH,)),
+            prediction(_TAG, f"{path}/infer", "Infer", takes, gives, (ERROR,), _DESCRIPTION, (LENGTH,)),
             Operation(
                 _TAG,
                 path,

@@ -73,7 +73,7 @@ class Operation:
 
 
 # what a client may get from a prediction; 414 and 502 are nginx's own
-PREDICTION = (400, 404, 413, 414, 415, 500, 502, 503, 504)
+PREDICTION = (400, 404, 406, 413, 414, 415, 500, 502, 503, 504)
 
 
 def prediction(
@@ -82,9 +82,10 @@ def prediction(
     summary: str,
     takes: Mapping[str, Body],
     gives: Mapping[str, Body],
-    errors: Errors,
+    errors: tuple[Errors, ...],
     description: str = "",
     asks: tuple[str, ...] = (),
+    method: str = "post",
 ) -> Operation:
     """A POST that predicts."""
     return Operation(
@@ -93,9 +94,9 @@ def prediction(
         summary,
         gives,
         takes,
-        "post",
+        method,
         description,
-        (errors,),
+        errors,
         PREDICTION,
         asks=("X-Request-Timeout-Ms", "X-Model-Version", "X-Request-ID", *asks),
         tells=("X-Request-ID", "X-Model-Version", "Server-Timing"),

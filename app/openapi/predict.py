@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from app import problems
+from app.openapi import media
 from app.openapi.operation import JSON, Body, Errors, Example, Operation, Schema, prediction
 from app.openapi.tensors import Model, array, by_name, named, one, row
 from serving.signature import Signature
@@ -34,7 +35,8 @@ PROBLEM = Errors(
 )
 _DESCRIPTION = """\
 JSON in one of three forms, answered in the same. `NaN`, `Infinity` and `-Infinity` are numbers, both ways, though no
-JSON Schema can say so. A body may be packed: `Content-Encoding: gzip`, `deflate` or `zstd`.
+JSON Schema can say so. Other media types are rows alone; `Accept`
+says in which of them the answer is to be. A body may be packed: `Content-Encoding: gzip`, `deflate` or `zstd`.
 """
 
 
@@ -54,7 +56,8 @@ def operations(model: Model) -> list[Operation]:
         {"anyOf": [by_name(signature.outputs), *gives.schema["anyOf"]]},
         {"one row": Example(_instance(outputs)), **gives.examples},
     )
-    return [prediction("predict", "/predict", "Predict", {JSON: takes}, {JSON: gives}, PROBLEM, _DESCRIPTION)]
+    taken, given = {JSON: takes, **media.taken(model)}, {JSON: gives, **media.given(model)}
+    return [prediction("predict", "/predict", "Predict", taken, given, (PROBLEM,), _DESCRIPTION, media.ASKS)]
 
 
 def forms(model: Model, lenient: bool = False) -> tuple[Body, Body]:

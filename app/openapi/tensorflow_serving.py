@@ -84,7 +84,7 @@ def operations(model: Model) -> list[Operation]:
     for named in _NAMED:
         path = f"/v1/models/{{model}}{named}"
         found += [
-            prediction(_TAG, f"{path}:{verb}", summary, {JSON: taken}, {JSON: given}, ERROR)
+            prediction(_TAG, f"{path}:{verb}", summary, {JSON: taken}, {JSON: given}, (ERROR,))
             for verb, (summary, taken, given) in verbs.items()
         ]
         for end, summary, schema in (("", "Status", _STATUS), ("/metadata", "Signatures", _METADATA)):

@@ -165,8 +165,9 @@ def test_every_get_is_answered_as_the_document_says(make_chain, model):
         if method == "get" and where:
             answer = chain.get(where)
             response = operation["responses"][str(answer.status_code)]
-            assert answer.status_code == 200 or path.endswith("ready")
-            check(document, response["content"]["application/json"]["schema"], answer.json)
+            assert answer.status_code == 200 or path.endswith(("ready", "/ping", "/health"))
+            if schema := response["content"]["application/json"].get("schema"):
+                check(document, schema, answer.json)
 
 
 @pytest.mark.parametrize("model", MODELS)
