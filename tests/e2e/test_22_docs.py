@@ -68,10 +68,11 @@ def opened(chromium, server, size):
     return page, faults
 
 
-def run_schemathesis(server, folder, checks, *arguments):
+def run_schemathesis(server, folder, checks, *arguments, document=None):
     told = subprocess.run(
         [
-            *(Path(sys.executable).parent / "st", "--no-color", "run", f"{server.url}/openapi.json"),
+            *(Path(sys.executable).parent / "st", "--no-color", "run", document or f"{server.url}/openapi.json"),
+            *("--url", server.url),
             *("--phases", "examples,coverage,fuzzing", "--max-examples", "30", "--seed", "1"),
             *("--continue-on-failure", "--warnings", "off", "--checks", ",".join(checks)),
             # one that is too short is answered 504, as it should be
@@ -94,7 +95,16 @@ def test_no_request_that_schemathesis_makes_is_answered_otherwise_than_told(digi
 
 
 def test_what_fits_the_schema_is_predicted(digits, tmp_path):
-    run_schemathesis(digits, tmp_path, [*CHECKS, "positive_data_acceptance"], "--include-path", "/predict")
+    told = digits.request("GET", "/openapi.json").json
+    content = told["paths"]["/predict"]["post"]["requestBody"]["content"]
+    # of bytes and of CSV a schema cannot say what fits
+    for media_type in [*content]:
+        if media_type != "application/json":
+            del content[media_type]
+    document = tmp_path / "openapi.json"
+    document.write_text(json.dumps(told))
+    checks = [*CHECKS, "positive_data_acceptance"]
+    run_schemathesis(digits, tmp_path, checks, "--include-path", "/predict", document=document)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=[str(width) for width, _ in SIZES])
