@@ -12,7 +12,7 @@ from typing import Any
 
 from flask import Flask, Response, abort, request
 
-from app import dialects, health, problems, repository
+from app import dialects, docs, health, problems, repository
 from app.dialects import mlflow, open_inference, sagemaker, tensorflow_serving
 from app.dialects.dialect import Route
 from app.predict import Answer, Predict
@@ -44,7 +44,8 @@ def create_app(
     for rule in dialects.RULES:
         methods = ["POST", "PUT"] if rule in dialects.PUT else ["POST"]
         app.add_url_rule(rule, f"POST {rule}", _flask_view(predict), methods=methods)
-    app.register_blueprint(health.blueprint(board, plan))
+    app.register_blueprint(health.blueprint(settings, board, plan))
+    app.register_blueprint(docs.blueprint(settings, board))
     for dialect in (open_inference, tensorflow_serving):
         app.register_blueprint(dialect.blueprint(board, plan))
     app.register_blueprint(sagemaker.blueprint(settings, board))

@@ -9,13 +9,19 @@ import orjson
 from flask import Blueprint, Response, request
 
 from serving.plan import PlanFile
+from serving.settings import Settings
 from serving.store import Board
 
 # a variable of a request that does not come by way of nginx, which sets all that there are
 SUPERVISOR = "SUPERVISOR"
 
 
-def blueprint(board: Board, plan: PlanFile) -> Blueprint:
+def shows_samples(settings: Settings) -> bool:
+    """Whether the answer to the request at hand may have the model's sample in it."""
+    return settings.public_sample or SUPERVISOR in request.environ
+
+
+def blueprint(settings: Settings, board: Board, plan: PlanFile) -> Blueprint:
     """GET /healthz and GET /readyz."""
     health = Blueprint("health", __name__)
 
@@ -35,7 +41,7 @@ def blueprint(board: Board, plan: PlanFile) -> Blueprint:
         status = {
             "status": "ready" if ready else "failed" if failed else "not ready",
             "ready_replicas": sum(replica.ready for replica in replicas),
-            "model": card.as_dict(samples=SUPERVISOR in request.environ) if card else None,
+            "model": card.as_dict(samples=shows_samples(settings)) if card else None,
             "versions": [release.as_dict() for release in found.releases],
             "refused": {str(version): reason for version, reason in found.refused.items()},
             "replicas": [replica.as_dict() for replica in replicas],

@@ -18,6 +18,7 @@ from serving.errors import ServingError
 MEDIA_TYPE = "application/problem+json"
 # nginx.conf has the same pattern: what it lets pass is kept, anything else gets an id of our own
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+=@-]{1,64}")
+# the paths of dialects that have another form; nginx.conf has the same pattern
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 

@@ -261,7 +261,7 @@ def load(
         folder.name,
         folder.version,
         engines.find(folder),
-        engine.signature,
+        folder.sampled(engine.signature),
         max_batch_rows,
         release.labels,
         default,

@@ -183,11 +183,11 @@ class SourceUnavailable(SourceError):
     """The source gave no answer: what was fetched from it before can be served."""
 
 
-def _tree(root: type[ServingError]) -> list[type[ServingError]]:
-    return [root, *(leaf for branch in root.__subclasses__() for leaf in _tree(branch))]
+def tree(root: type[ServingError]) -> list[type[ServingError]]:
+    return [root, *(leaf for branch in root.__subclasses__() for leaf in tree(branch))]
 
 
-_BY_CODE = {error.code: error for error in _tree(ServingError)}
+_BY_CODE = {error.code: error for error in tree(ServingError)}
 
 
 def by_code(code: str, detail: str) -> ServingError:

@@ -110,6 +110,15 @@ class ModelFolder:
         file = self.sample_file()
         return signature.samples() if file is None else _instance(file, signature)
 
+    def sampled(self, signature: Signature) -> Signature:
+        """The same signature, the sample of the folder being that of its inputs."""
+        file = self.sample_file()
+        if file is None:
+            return signature
+        value = _object(file)
+        inputs = tuple(spec.with_sample(value.get(spec.name, spec.sample)) for spec in signature.inputs)
+        return Signature(inputs, signature.outputs)
+
     def answer(self, signature: Signature) -> Tensors | None:
         """What the model must answer to the sample, one row; None when the folder does not say."""
         file = self._file("answer")
@@ -247,12 +256,19 @@ def _signature(value: dict[str, Any]) -> Signature:
 
 def _instance(file: Path, signature: Signature) -> Tensors:
     try:
-        value = json.loads(file.read_bytes())
-        if not isinstance(value, dict):
-            raise ModelError(f"{file}: it is one JSON object, {{name: value}}")
-        return signature.instance(value)
-    except (ValueError, RecursionError, SignatureMismatch) as error:
+        return signature.instance(_object(file))
+    except SignatureMismatch as error:
         raise ModelError(f"{file}: {error}") from error
+
+
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{file}: it is one JSON object, {{name: value}}")
+    return value
 
 
 def specs(table: object, where: str) -> tuple[TensorSpec, ...] | None:

@@ -77,6 +77,7 @@ class Settings:
     version_policy: str = _serving("latest")
     version_poll_s: int = _serving(0, 0)
     repository_api: bool = _serving(False)
+    public_sample: bool = _serving(False)
     store_max_gb: int = _serving(20, 1)
     deadline_ms: int = _serving(5000, 1)
     max_batch_rows: int = _serving(32, 1)

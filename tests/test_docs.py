@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.errors import ServingError, _tree
+from serving.errors import ServingError, tree
 from serving.settings import Settings, read_ini
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +57,7 @@ def test_each_line_of_uwsgi_ini_has_its_reason_above_it():
             assert block_has_comment, f"no reason stands above: {line}"
 
 
-@pytest.mark.parametrize("error", [error for error in _tree(ServingError) if not error.__subclasses__()])
+@pytest.mark.parametrize("error", [error for error in tree(ServingError) if not error.__subclasses__()])
 def test_every_error_code_is_in_the_table(error):
     assert any(str(error.status) in row[0] and f"`{error.code}`" in row[1] for row in ROWS)
 

@@ -44,7 +44,7 @@ _NAMED = ("", "/versions/<version>")
 RULES = tuple(f"/v2/models/<model>{named}/infer" for named in _NAMED)
 EXTENSIONS = ("binary_tensor_data", "model_repository", "parameters", "schedule_policy")
 _PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
-_LENGTH = "Inference-Header-Content-Length"
+LENGTH = "Inference-Header-Content-Length"
 _BINARY = ("Content-Type", "application/octet-stream")
 _DTYPES = {
     "BOOL": "bool",
@@ -53,7 +53,7 @@ _DTYPES = {
     "FP64": "float64",
     "BYTES": STRING,
 } | {f"{sign.upper()}INT{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
-_DATATYPES = {dtype: datatype for datatype, dtype in _DTYPES.items()}
+DATATYPES = {dtype: datatype for datatype, dtype in _DTYPES.items()}
 # smaller ones gain nothing by it
 _LEAST_PACKED_BYTES = 1024
 # of the sizes of a tensor on the wire
@@ -78,7 +78,7 @@ class Infer:
         if length is not None:
             size = int(length) if length.isascii() and length.isdecimal() and len(length) < 19 else -1
             if not 0 < size <= len(body):
-                raise DecodeError(f"{_LENGTH} is {length[:32]!r}, and the body has {len(body)} bytes")
+                raise DecodeError(f"{LENGTH} is {length[:32]!r}, and the body has {len(body)} bytes")
             body, rest = body[:size], memoryview(body)[size:]
         # {"inputs": [{"data": […]}]}; integers are exact only as they are
         value = codec.load_numbers(body, 3) if b'"FP' in body and b"INT" not in body else codec.load(body)
@@ -213,9 +213,7 @@ def _dtype(datatype: Any, spec: TensorSpec) -> str:
         STRING not in (dtype, spec.dtype) and "bool" not in (dtype, spec.dtype) and np.can_cast(dtype, spec.dtype)
     )
     if not fits:
-        raise SignatureMismatch(
-            f"input {spec.name!r} has datatype {datatype}; the model takes {_DATATYPES[spec.dtype]}"
-        )
+        raise SignatureMismatch(f"input {spec.name!r} has datatype {datatype}; the model takes {DATATYPES[spec.dtype]}")
     return dtype
 
 
@@ -293,7 +291,7 @@ def _raw(body: bytes, signature: Signature) -> Tensors:
     spec = signature.only
     if spec is None or spec.shape.count(-1) > 1:
         raise SignatureMismatch(
-            f"raw binary data ({_LENGTH}: 0) is for a model with one input that has one size to be found at the most;"
+            f"raw binary data ({LENGTH}: 0) is for a model with one input that has one size to be found at the most;"
             f" this one takes {signature}"
         )
     if spec.dtype == STRING:
@@ -322,9 +320,9 @@ class _Encoder:
         for name, binary in wanted.items():
             tensor = reply.outputs[name]
             dtype = STRING if tensor.dtype.kind == "O" else tensor.dtype.name
-            output: dict[str, Any] = {"name": name, "datatype": _DATATYPES[dtype], "shape": list(tensor.shape)}
+            output: dict[str, Any] = {"name": name, "datatype": DATATYPES[dtype], "shape": list(tensor.shape)}
             if binary:
-                parts.append(_bytes(tensor))
+                parts.append(raw(tensor))
                 output["parameters"] = {"binary_data_size": len(parts[-1])}
             else:
                 output["data"] = _data(name, tensor)
@@ -338,12 +336,12 @@ class _Encoder:
         headers: Headers = [JSON]
         body = head
         if parts:
-            headers = [_BINARY, (_LENGTH, str(len(head)))]
+            headers = [_BINARY, (LENGTH, str(len(head)))]
             body = b"".join([head, *parts])
         return _packed(headers, body, self._packing)
 
 
-def _bytes(tensor: Tensor) -> bytes:
+def raw(tensor: Tensor) -> bytes:
     if tensor.dtype.kind != "O":
         return tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes()
     return b"".join(struct.pack("<I", len(item)) + item for item in tensor.ravel().tolist())
@@ -438,7 +436,7 @@ _PLATFORMS = {"tensorflow": "tensorflow_savedmodel", "onnx": "onnx_onnxv1", "tor
 
 
 def _told(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": _DATATYPES[spec.dtype], "shape": [-1, *spec.shape]}
+    return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": [-1, *spec.shape]}
 
 
 def _json(value: Any, status: int = 200) -> Response:

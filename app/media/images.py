@@ -33,7 +33,7 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, ArithmeticError, IndexError, Ke
 
 def image(body: bytes, signature: Signature, max_bytes: int) -> Tensors:
     """One row of one image."""
-    spec = _spec(signature, "")
+    spec = wanted(signature)
     return signature.completed({spec.name: _tensor([body], spec, max_bytes)})
 
 
@@ -103,6 +103,11 @@ def _value(name: str, text: str) -> Any:
     except (DecodeError, UnicodeEncodeError) as error:
         told = str(error).removeprefix("the body is ")
         raise DecodeError(f"the field {name[:64]!r} is {told}; texts are JSON, a string in quotes") from None
+
+
+def wanted(signature: Signature) -> TensorSpec:
+    """The input that an image alone is for."""
+    return _spec(signature, "")
 
 
 def _spec(signature: Signature, name: str) -> TensorSpec:

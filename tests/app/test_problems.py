@@ -44,7 +44,7 @@ def test_a_request_id_is_kept_when_sound_and_else_replaced(chain, path):
     assert uuid.UUID(chain.get(path, headers={"X-Request-ID": "a b"}).headers["X-Request-ID"]).version == 4
 
 
-@pytest.mark.parametrize("error", errors._tree(errors.ServingError))
+@pytest.mark.parametrize("error", errors.tree(errors.ServingError))
 def test_every_error_has_its_problem_body(error):
     problem = json.loads(problems.of_error(error("what was wrong"), "a-1"))
     assert problem == {

@@ -432,6 +432,11 @@ def test_a_model_is_warmed_up_with_one_row_and_a_full_batch(write, record, files
     assert record.overhead_s + record.row_s > 0
 
 
+def test_the_sample_of_the_folder_is_on_the_card(write, record):
+    card = load(write(model_py=MODEL, sample_json='{"x": [3, 4]}'), record).card
+    assert [spec.sample for spec in card.signature.inputs] == [[3, 4]]
+
+
 @pytest.mark.parametrize(
     ("source", "toml", "limit"),
     [

@@ -1,0 +1,116 @@
+"""The routes of app/dialects/tensorflow_serving.py.
+
+Runs in:  worker.
+"""
+
+from app.dialects.tensorflow_serving import Classify, Regress
+from app.openapi.operation import JSON, Body, Errors, Example, Operation, Schema, prediction
+from app.openapi.predict import forms
+from app.openapi.tensors import Model, array
+from serving.signature import STRING, Signature
+
+_TAG = "TensorFlow Serving"
+ERROR = Errors(
+    "Error",
+    JSON,
+    {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]},
+    lambda status, code, title: {"error": title},
+)
+_NAMED = ("", "/versions/{version}", "/labels/{label}")
+_FEATURES: Schema = {
+    "type": "object",
+    "additionalProperties": {"type": ["string", "number", "object", "array"]},
+    "description": "Features by name, each a string, a number, bytes as {b64: …}, or a list of such.",
+}
+_SCORES: Schema = {
+    "type": "array",
+    "items": {
+        "type": "array",
+        "description": "a label and its score",
+        "items": {"type": ["string", "object", "number"]},
+        "minItems": 2,
+        "maxItems": 2,
+    },
+}
+_TEXT: Schema = {"type": "string"}
+_MODELS: Schema = {
+    "type": "object",
+    "properties": {"models": array({"type": "object", "properties": {"name": _TEXT}, "required": ["name"]})},
+    "required": ["models"],
+}
+_STATUS: Schema = {
+    "type": "object",
+    "properties": {
+        "model_version_status": array(
+            {
+                "type": "object",
+                "properties": {
+                    "version": _TEXT,
+                    "state": {"enum": ["LOADING", "AVAILABLE", "END"]},
+                    "status": {
+                        "type": "object",
+                        "properties": {"error_code": _TEXT, "error_message": _TEXT},
+                        "required": ["error_code", "error_message"],
+                    },
+                },
+                "required": ["version", "state", "status"],
+            }
+        )
+    },
+    "required": ["model_version_status"],
+}
+_METADATA: Schema = {
+    "type": "object",
+    "properties": {
+        "model_spec": {"type": "object", "properties": {"name": _TEXT, "version": _TEXT}},
+        "metadata": {"type": "object", "properties": {"signature_def": {"type": "object"}}},
+    },
+    "required": ["model_spec", "metadata"],
+}
+
+
+def operations(model: Model) -> list[Operation]:
+    """Predict, classify and regress where a signature allows it, status and metadata."""
+    takes, gives = forms(model, lenient=True)
+    verbs = {"predict": ("Predict, by rows or by columns", takes, gives)}
+    for verb, summary, fits, result in (
+        ("classify", "Labels with their scores", Classify.gives, _SCORES),
+        ("regress", "A number for each example", Regress.gives, {"type": "number"}),
+    ):
+        names = [name for name, signature in model.card.signatures.items() if _takes_examples(signature, fits)]
+        if names:
+            verbs[verb] = (summary, _examples(names, model), _results(result))
+    found = [Operation(_TAG, "/v1/models", "The models that there are", {JSON: Body(_MODELS)})]
+    for named in _NAMED:
+        path = f"/v1/models/{{model}}{named}"
+        found += [
+            prediction(_TAG, f"{path}:{verb}", summary, {JSON: taken}, {JSON: given}, (ERROR,))
+            for verb, (summary, taken, given) in verbs.items()
+        ]
+        for end, summary, schema in (("", "Status", _STATUS), ("/metadata", "Signatures", _METADATA)):
+            about = {JSON: Body(schema)}
+            found.append(Operation(_TAG, path + end, summary, about, errors=(ERROR,), statuses=(400, 404, 414, 503)))
+    return found
+
+
+def _takes_examples(signature: Signature, outputs: tuple[str, ...]) -> bool:
+    spec = signature.only
+    takes = spec is not None and (spec.dtype, spec.shape) == (STRING, ())
+    return takes and any(output.name in outputs for output in signature.outputs)
+
+
+def _examples(names: list[str], model: Model) -> Body:
+    default = model.card.signature_name
+    properties = {
+        "examples": {**array(_FEATURES), "minItems": 1, "maxItems": model.max_rows},
+        "context": _FEATURES,
+        "signature_name": {"enum": names},
+    }
+    required = ["examples"] if default in names else ["examples", "signature_name"]
+    named = {} if default in names else {"signature_name": names[0]}
+    example = Example({**named, "examples": [{}]})
+    return Body({"type": "object", "properties": properties, "required": required}, {"no features": example})
+
+
+def _results(item: Schema) -> Body:
+    return Body({"type": "object", "properties": {"results": array(item)}, "required": ["results"]})
