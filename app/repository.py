@@ -26,8 +26,8 @@ def blueprint(settings: Settings, board: Board, plan: PlanFile, loads: Callable[
     @repository.post("/v2/repository/index")
     def index() -> Response:
         asked = codec.load(request.get_data()) if request.content_length else {}
-        if not isinstance(asked, dict):
-            raise ClientError("the body is not a JSON object")
+        if not isinstance(asked, dict) or not isinstance(asked.get("ready", False), bool):
+            raise ClientError("the body is not a JSON object, or its 'ready' neither true nor false")
         card = board.card()
         found = versions(board, plan) if card else []
         return jsonify(

@@ -3,8 +3,7 @@
 Runs in:  worker.
 """
 
-from app.openapi.operation import JSON, Body, Operation, Schema
-from app.openapi.predict import PROBLEM
+from app.openapi.operation import JSON, Body, Example, Operation, Schema
 from app.openapi.tensorflow_serving import ERROR
 from app.openapi.tensors import Model, array
 
@@ -28,6 +27,17 @@ _LOADED: Schema = {
     "properties": {"name": _TEXT, "detail": _TEXT},
     "required": ["name", "detail"],
 }
+_INDEX: Schema = {"type": "object", "properties": {"ready": {"type": "boolean"}}}
+_VERSION: Schema = {
+    "type": "object",
+    "properties": {
+        "name": _TEXT,
+        "version": _TEXT,
+        "state": {"enum": ["READY", "LOADING", "UNAVAILABLE"]},
+        "reason": _TEXT,
+    },
+    "required": ["name", "version", "state", "reason"],
+}
 
 
 def operations(model: Model) -> list[Operation]:
@@ -42,7 +52,26 @@ def operations(model: Model) -> list[Operation]:
             {JSON: Body(_LOADED)},
             method="post",
             description="Where repository_api allows it; answers when it is done.",
-            errors=(PROBLEM, ERROR),
+            errors=(ERROR,),
             statuses=(400, 403, 404, 413, 414, 500),
+        ),
+        Operation(
+            "repository",
+            "/v2/repository/models/{model}/unload",
+            "Tell that the only model stays",
+            {},
+            method="post",
+            errors=(ERROR,),
+            statuses=(400, 403, 404, 413, 414),
+        ),
+        Operation(
+            "repository",
+            "/v2/repository/index",
+            "The versions that there are",
+            {JSON: Body(array(_VERSION))},
+            {JSON: Body(_INDEX, {"all": Example({}), "those that serve": Example({"ready": True})})},
+            method="post",
+            errors=(ERROR,),
+            statuses=(400, 413, 414),
         ),
     ]
