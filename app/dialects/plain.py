@@ -3,6 +3,8 @@
 Runs in:  worker.
 """
 
+from functools import partial
+
 from app import codec, media, problems
 from app.dialects.dialect import JSON, Asked, Call, Encoded, Route
 from serving.errors import ServingError
@@ -22,7 +24,7 @@ class Plain:
         if wanted not in media.ANY:
             told = media.encoder(wanted, card.signatures[signature].outputs if signature else card.signature.outputs)
             if told is not None:
-                return Asked(inputs, lambda reply: told(reply.outputs, encode), signature)
+                return Asked(inputs, partial(_told, told, encode), signature)
 
         def encoded(reply: Reply) -> Encoded:
             return [JSON], encode(reply.outputs)
@@ -31,3 +33,7 @@ class Plain:
 
     def refuse(self, error: ServingError, request_id: str, route: Route) -> tuple[int, str, bytes]:
         return error.status, problems.MEDIA_TYPE, problems.of_error(error, request_id)
+
+
+def _told(encode: media.Encode, form: codec.Encode, reply: Reply) -> Encoded:
+    return encode(reply.outputs, form)
