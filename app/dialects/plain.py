@@ -4,6 +4,7 @@ Runs in:  worker.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from app import codec, media, problems
 from app.dialects.dialect import JSON, Asked, Call, Encoded, Headers, Route
@@ -26,11 +27,15 @@ class Plain:
         if wanted not in media.ANY:
             told = media.encoder(wanted, card.signatures[signature].outputs if signature else card.signature.outputs)
             if told is not None:
-                return Asked(inputs, lambda reply: told(reply.outputs, encode), signature)
+                return Asked(inputs, partial(_told, told, encode), signature)
         return Asked(inputs, _ANSWERS.get(encode) or _answer(encode), signature)
 
     def refuse(self, error: ServingError, request_id: str, route: Route) -> tuple[int, str, bytes]:
         return error.status, problems.MEDIA_TYPE, problems.of_error(error, request_id)
+
+
+def _told(encode: media.Encode, form: codec.Encode, reply: Reply) -> Encoded:
+    return encode(reply.outputs, form)
 
 
 def _answer(encode: codec.Encode) -> Callable[[Reply], Encoded]:

@@ -139,11 +139,12 @@ def _is_text(types: Any, kind: Any) -> bool:
 def _inputs(table: Any, signature: Signature, max_rows: int, max_bytes: int, others: bool = False) -> Tensors:
     check_rows(len(table), max_rows)
     # pandas keeps an index beside its columns
-    kept = [index for index, name in enumerate(table.column_names) if not name.startswith("__index_level_")]
+    given = table.column_names
+    kept = [index for index, name in enumerate(given) if not name.startswith("__index_level_")]
     if not len(table):
         raise DecodeError("the table has no rows")
     specs = {spec.name: spec for spec in signature.inputs}
-    names = [table.column_names[index] for index in kept]
+    names = [given[index] for index in kept]
     found = {}
     for name, places in tables.places(names, len(kept), signature, others).items():
         spec = specs[name]

@@ -70,13 +70,16 @@ def _parts(
         raise DecodeError("Content-Type has no boundary of 1 to 70 characters, which is what parts a form")
     if not body.rstrip().endswith(b"--" + limit + b"--"):
         raise DecodeError("the form ends before its last boundary")
+    if not body.lstrip(b"\r\n").startswith(b"--" + limit):
+        raise DecodeError("the form does not begin with its boundary")
     most = max_rows * len(signature.inputs)
-    parser = MultiPartParser(stream_factory=_file, buffer_size=len(body) + 1, max_form_parts=most)
+    parser = MultiPartParser(stream_factory=_file, max_form_memory_size=_MOST_TEXT_BYTES, max_form_parts=most)
     try:
         fields, files = parser.parse(io.BytesIO(body), limit, len(body))
     except RequestEntityTooLarge:
         raise FrameTooLarge(
-            f"the form has more than {most} fields: max_request_rows in uwsgi.ini, for each input"
+            f"the form has more than {most} fields (max_request_rows in uwsgi.ini, for each input), or a text or a head"
+            f" of more than {_MOST_TEXT_BYTES} bytes"
         ) from None
     except (ValueError, KeyError, LookupError) as error:
         raise DecodeError(f"the form cannot be read: {str(error)[:200]}") from None
@@ -90,6 +93,8 @@ def _parts(
 
 # RFC 2046
 _MOST_BOUNDARY_BYTES = 70
+# more than the parser reads at a time
+_MOST_TEXT_BYTES = 1 << 17
 
 
 def _file(*_: Any, **__: Any) -> io.BytesIO:

@@ -21,8 +21,8 @@ from serving.task import Tensor, Tensors
 _PLAIN = re.compile(
     rb"(?:[\x00-\x7f\xc0\xe0-\xff]|[\xca\xce\xd2].{4}|[\xcb\xcf\xd3].{8}|[\xcc\xd0].|[\xcd\xd1]..)*+", re.DOTALL
 )
-# of lists and objects, each of which takes sixty times the byte that it may be on the wire
-_MOST_NESTED = 1 << 17
+# of all but numbers: a list takes sixty times the byte that it may be on the wire
+_MOST_PARTS = 1 << 17
 
 
 def decode(
@@ -43,18 +43,18 @@ def decode(
 def _scan(body: bytes) -> tuple[int, bool]:
     """How many strings there are, and whether true or false is anywhere.
 
-    Raises where there are more lists and objects than there should be; whatever else is wrong is not looked for.
+    Raises where there are more parts than there should be; whatever else is wrong is not looked for.
     """
-    position = nested = strings = 0
+    position = parts = strings = 0
     words = False
     while (match := _PLAIN.match(body, position)) and (position := match.end()) < len(body):
+        parts += 1
+        if parts > _MOST_PARTS:
+            raise FrameTooLarge(
+                f"the body has more than {_MOST_PARTS} lists, objects and strings; send large tensors as npy"
+            )
         kind = body[position]
         if 0x80 <= kind <= 0x9F or 0xDC <= kind <= 0xDF:
-            nested += 1
-            if nested > _MOST_NESTED:
-                raise FrameTooLarge(
-                    f"the body has more than {_MOST_NESTED} lists and objects; send so many numbers as npy or raw bytes"
-                )
             position += 1 if kind <= 0x9F else 3 if kind in (0xDC, 0xDE) else 5
         elif kind in (0xC2, 0xC3):
             words = True

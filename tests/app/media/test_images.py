@@ -270,6 +270,15 @@ def test_a_form_without_an_end_is_refused():
             images.form(body, MIXED, 4, LIMIT, wrong)
 
 
+def test_a_form_begins_with_its_boundary_and_has_no_long_heads_and_texts():
+    with pytest.raises(DecodeError, match="the form does not begin with its boundary"):
+        images.form(b"before\r\n--b--\r\n", MIXED, 4, LIMIT, "b")
+    head = b"--b\r\nContent-Disposition: form-data; name=scale\r\n"
+    for long in (b"a: b\r\n" * (LIMIT // 6), b"\r\n" + b"1" * LIMIT):
+        with pytest.raises(FrameTooLarge, match="or a text or a head of more than 131072 bytes"):
+            images.form(head + long + b"\r\n\r\n1\r\n--b--\r\n", MIXED, 4, LIMIT, "b")
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=4))
 def test_noise_in_a_form_is_no_fault(edits):

@@ -77,9 +77,11 @@ REFUSED = [
     (ormsgpack.packb({"x": [1, 2], "name": 3}), SignatureMismatch, "found the number 3"),
     (ormsgpack.packb({"x": b"12", "name": "a"}), SignatureMismatch, "input 'x'"),
     (ormsgpack.packb({"x": [1, 2]}), SignatureMismatch, "'name' is missing"),
-    (b"\xdd\0\x10\0\0" + b"\x90" * (1 << 20), FrameTooLarge, "more than 131072 lists and objects"),
-    (b"\xdd\0\x10\0\0" + b"\xdc\0\0" * (1 << 20), FrameTooLarge, "more than 131072 lists and objects"),
-    (b"\xdd\0\x10\0\0" + b"\xa0\x80\xc4\0\1" * (1 << 20), FrameTooLarge, "more than 131072 lists and objects"),
+    (b"\xdd\0\x10\0\0" + b"\x90" * (1 << 20), FrameTooLarge, "more than 131072 lists, objects and strings"),
+    (b"\xdd\0\x10\0\0" + b"\xa0" * (1 << 20), FrameTooLarge, "more than 131072 lists, objects and strings"),
+    (b"\xdd\0\x10\0\0" + b"\xc3" * (1 << 20), FrameTooLarge, "more than 131072 lists, objects and strings"),
+    (b"\xdd\0\x10\0\0" + b"\xdc\0\0" * (1 << 20), FrameTooLarge, "more than 131072 lists, objects and strings"),
+    (b"\xdd\0\x10\0\0" + b"\xa0\x80\xc4\0\1" * (1 << 20), FrameTooLarge, "more than 131072 lists, objects and strings"),
 ]
 
 
