@@ -74,6 +74,10 @@ def decode(
             raise SignatureMismatch(f"'signature_name' is {json.dumps(name)[:64]}; the model has {known}")
         signature = signatures[name]
         spec = signature.only
+    if envelope and type(columns := value.get("inputs")) is dict:
+        # others beside them are ignored, as they are there
+        own = {spec.name: columns[spec.name] for spec in signature.inputs if spec.name in columns}
+        value["inputs"] = own or columns
     # struct takes them for numbers; a single letter is looked for much faster
     words = (b"r" in body and b"true" in body) or (b"l" in body and b"false" in body)
     if spec is not None and not words and type(value) is dict and len(value) == 1:
