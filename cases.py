@@ -42,6 +42,7 @@ FOLDER = Path(__file__).parent / "conform"
 DIALECTS = tuple(sorted(file.stem for file in FOLDER.glob("*.toml")))
 HEAD = "Inference-Header-Content-Length"
 _PLACE = re.compile(r"\$([A-Z][A-Z0-9_]*)")
+_REFERENCE = re.compile(r'"#/\$defs/(\w+)"')
 _PACK: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
     "deflate": zlib.compress,
@@ -96,8 +97,17 @@ class Case:
     @property
     def places(self) -> set[str]:
         """The names of the placeholders."""
-        shape = self.schemas.get(self.told.get("shape", ""))
-        return set(_PLACE.findall(json.dumps([self.told, shape]))) - {"HEAD"}
+        return set(_PLACE.findall(json.dumps([self.told, self._schemas]))) - {"HEAD"}
+
+    @property
+    def _schemas(self) -> dict[str, Any]:
+        """Those that it refers to, and that they refer to."""
+        found: dict[str, Any] = {}
+        names = {self.told["shape"]} if "shape" in self.told else set()
+        while names := names - found.keys():
+            found |= {name: self.schemas[name] for name in names}
+            names = set(_REFERENCE.findall(json.dumps(found)))
+        return found
 
     def request(self, values: Mapping[str, Any]) -> Request:
         """What to send."""
@@ -147,7 +157,7 @@ class Case:
             found = json.loads(body[:size])
         except ValueError as error:
             return f"it is not JSON: {error}"
-        schema = fill({"$ref": f"#/$defs/{self.told['shape']}", "$defs": self.schemas}, values)
+        schema = fill({"$ref": f"#/$defs/{self.told['shape']}", "$defs": self._schemas}, values)
         worst = best_match(Draft202012Validator(schema).iter_errors(found))
         if worst is not None:
             return f"{worst.json_path}: {_short(worst.message)}"

@@ -124,9 +124,16 @@ def test_what_is_sent_is_made_of_a_case():
 
 
 SCHEMAS = {
-    "error": {"required": ["error"], "properties": {"error": {"const": "$MODEL"}}},
+    "error": {"required": ["error"], "properties": {"error": {"$ref": "#/$defs/name"}}},
+    "name": {"const": "$MODEL"},
     "outputs": {"required": ["outputs"]},
+    "unknown": {"const": "$UNKNOWN"},
 }
+
+
+def test_a_case_needs_what_the_schemas_do_that_it_refers_to():
+    assert case(SCHEMAS, shape="error", json="$ROW").places == {"MODEL", "ROW"}
+    assert case(SCHEMAS, shape="unknown").places == {"UNKNOWN"} and case(SCHEMAS).places == set()
 
 
 @pytest.mark.parametrize(
