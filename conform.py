@@ -11,6 +11,7 @@ Raises:   ConformError.
 import csv
 import io
 import json
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -24,7 +25,7 @@ import numpy as np
 import requests
 
 import cases
-from cases import Answer, Case, Missing, Request
+from cases import Answer, Case, Request
 
 # what is longer is no version
 _MOST_VERSION_BYTES = 32
@@ -47,6 +48,7 @@ _OF_TENSORFLOW = {
     "DT_STRING": "BYTES",
 } | {f"DT_{name}": name for name in _DATATYPES if "INT" in name}
 _OF_NUMPY = {"b": "BOOL", "i": "INT64", "u": "INT64", "f": "FP32"}
+_USER = re.compile("//[^/]*@")
 _NO_TABLE = "an input is more than one cell of a table"
 # why a case is not asked that needs what not every server or model has
 _WITHOUT = {
@@ -152,10 +154,12 @@ def ask(url: str, dialects: Sequence[str], model: str | None, sample: Path | Non
     server = Server(url, timeout)
     known = server.known(model, _read(sample) if sample else None)
     found = [_of_dialect(server, cases.read(name), known, bool(dialects)) for name in dialects or cases.DIALECTS]
-    report = Report(server.url, server.name, known.get("MODEL"), found)
+    # without a password
+    shown = _USER.sub("//", server.url)
+    report = Report(shown, server.name, known.get("MODEL"), found)
     if not any(case.result != SKIP for spoken in found for case in spoken.cases):
         reasons = sorted({spoken.reason for spoken in found if spoken.reason}, key=_NOTHING_THERE.__eq__)
-        raise ConformError(f"nothing could be asked of {server.url}: {reasons[0] if reasons else _NOTHING_THERE}")
+        raise ConformError(f"nothing could be asked: {reasons[0] if reasons else _NOTHING_THERE}")
     return report
 
 
@@ -163,7 +167,7 @@ def _of_dialect(server: "Server", dialect: cases.Dialect, known: Mapping[str, An
     missing = dialect.places - known.keys() - _WITHOUT.keys()
     reason = (_NO_MODEL if "MODEL" in missing else _NO_SAMPLE) if missing else ""
     if reason and wanted:
-        raise ConformError(f"{dialect.name} cannot be asked of {server.url}: {reason}")
+        raise ConformError(f"{dialect.name} cannot be asked: {reason}")
     if not reason and not wanted and server.status(dialect.probe.request(known)) in _ABSENT:
         reason = _NOTHING_THERE
     return Spoken(dialect.name, reason, [] if reason else [_of_case(server, case, known) for case in dialect.cases])
@@ -175,11 +179,10 @@ def _of_case(server: "Server", case: Case, known: Mapping[str, Any]) -> Told:
     if needs and needs not in server.extensions:
         told.reason = f"the server does not offer {needs}"
         return told
-    try:
-        request = case.request(known)
-    except Missing as missing:
-        told.reason = _WITHOUT[str(missing)]
+    if missing := sorted(case.places - known.keys()):
+        told.reason = _WITHOUT[missing[0]]
         return told
+    request = case.request(known)
     told.request = f"{request.method} {request.path}"
     try:
         told.reason = case.complaint(server.send(request), known)
@@ -200,7 +203,7 @@ class Server:
         try:
             first = self.send(Request("GET", "/v2", {}, b""))
         except (requests.RequestException, ValueError) as error:
-            raise ConformError(f"{self.url} does not answer: {_words(error)}") from error
+            raise ConformError(f"{_USER.sub('//', self.url)} does not answer: {_words(error)}") from error
         about = _json(first)
         told = about if isinstance(about, dict) else {}
         extensions = told.get("extensions")
@@ -249,7 +252,11 @@ class Server:
                 found |= {"OUTPUT": outputs[0]} if outputs else {}
         if sample is not None:
             datatypes = {one.name: one.datatype for one in inputs}
-            inputs = [Input.of(name, value, datatypes.get(name)) for name, value in sample.items()]
+            try:
+                inputs = [Input.of(name, value, datatypes.get(name)) for name, value in sample.items()]
+                return found | _filled(inputs)
+            except (ValueError, TypeError, OverflowError) as error:
+                raise ConformError(f"the sample is not what the model takes: {_words(error)}") from error
         return found | (_filled(inputs) if inputs else {})
 
     def _model(self) -> str | None:
@@ -265,7 +272,10 @@ class Server:
         with suppress(requests.RequestException, KeyError, TypeError, ValueError):
             told = _json(self._get(f"/v2/models/{quote(model, '')}"))
             inputs = [Input(one["name"], one["datatype"], _sizes(one["shape"])) for one in told["inputs"]]
-            return inputs, [one["name"] for one in told["outputs"]], (told.get("versions") or [None])[-1]
+            if any(one.datatype not in _DATATYPES for one in inputs):
+                return None
+            versions = [str(version) for version in told.get("versions", ())]
+            return inputs, [one["name"] for one in told["outputs"]], versions[-1] if versions else None
         return None
 
     def _of_tensorflow(self, model: str) -> "About | None":

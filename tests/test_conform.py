@@ -151,6 +151,8 @@ def test_a_case_needs_what_the_schemas_do_that_it_refers_to():
         ({"body": b'{"error": "m"}'}, {"shape": "error"}, ""),
         ({"body": b'{"error": NaN}'}, {"shape": "error"}, "expected error, $.error: 'm' was expected"),
         ({"body": b"["}, {"shape": "error"}, "expected error, it is not JSON: "),
+        ({"body": b"[" * 100_000}, {"shape": "error"}, "expected error, it is not JSON: "),
+        ({"body": b"\x1b[31m\r\n\xff"}, {"status": 400}, "got 200 application/json \ufffd[31m \\xff"),
         ({"body": b'["' + b"x" * 900 + b'"]'}, {"status": 400}, "x…"),
     ],
 )
@@ -167,6 +169,7 @@ def test_an_answer_is_as_expected_or_what_was_expected_is_told(answer, told, wro
         (None, 4, b"abcde", "binary_data_size of all outputs is 4, and 5 bytes follow the JSON"),
         ("1000", 4, b"abcd", "Inference-Header-Content-Length is 1000, and the body has"),
         ("-1", 4, b"abcd", "Inference-Header-Content-Length is -1"),
+        (None, "all", b"abcd", "binary_data_size of all outputs is None"),
     ],
 )
 def test_the_sizes_of_a_binary_answer_add_up(head, size, rest, wrong):

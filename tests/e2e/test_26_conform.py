@@ -112,7 +112,7 @@ def test_mlflows_own_server_passes_mlflows_cases(scoring, tmp_path):
     assert found["server"] == f"version {mlflow.__version__} behind uvicorn"
     out, err, status = muleteer("conform", scoring, "--dialect", "mlflow")
     assert (out, status) == ("", 2) and err.count("\n") == 1
-    assert "mlflow cannot be asked of" in err and "--sample FILE" in err
+    assert "mlflow cannot be asked: it tells no inputs" in err and "--sample FILE" in err
 
 
 class Yes(BaseHTTPRequestHandler):
@@ -163,7 +163,8 @@ def test_a_server_that_says_yes_to_all_fails_and_the_cases_are_named(yes, tmp_pa
     assert f"{len(told)} failed" in out.splitlines()[-1]
 
 
-def test_what_cannot_be_asked_is_told_in_one_sentence(yes):
+def test_what_cannot_be_asked_is_told_in_one_sentence(yes, tmp_path):
+    (tmp_path / "ragged.json").write_text('{"x": [[1], [1, 2]]}')
     for arguments, told in (
         ((f"http://127.0.0.1:{free_port()}",), "does not answer: Connection refused"),
         (("127.0.0.1:8080/",), "does not answer: "),
@@ -172,7 +173,9 @@ def test_what_cannot_be_asked_is_told_in_one_sentence(yes):
         ((yes, "--model", "m"), "it tells no inputs; give --sample FILE"),
         ((yes, "--dialect", "smoke"), "there is no dialect smoke; there are mlflow, open_inference"),
         ((yes, "--sample", "/nowhere"), "/nowhere: No such file or directory"),
+        ((yes, "--sample", tmp_path / "ragged.json"), "the sample is not what the model takes: "),
+        (("http://me:secret@127.0.0.1:1",), "http://127.0.0.1:1 does not answer: Connection refused"),
     ):
         out, err, status = muleteer("conform", *arguments)
         assert (out, status) == ("", 2), arguments
-        assert err.startswith("muleteer: ") and err.count("\n") == 1 and told in err, err
+        assert "secret" not in err and err.startswith("muleteer: ") and err.count("\n") == 1 and told in err, err
