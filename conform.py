@@ -158,8 +158,9 @@ def ask(url: str, dialects: Sequence[str], model: str | None, sample: Path | Non
     shown = _USER.sub("//", server.url)
     report = Report(shown, server.name, known.get("MODEL"), found)
     if not any(case.result != SKIP for spoken in found for case in spoken.cases):
-        reasons = sorted({spoken.reason for spoken in found if spoken.reason}, key=_NOTHING_THERE.__eq__)
-        raise ConformError(f"nothing could be asked: {reasons[0] if reasons else _NOTHING_THERE}")
+        reasons = {spoken.reason for spoken in found}
+        why = next((one for one in (_NO_SAMPLE, _NO_MODEL) if one in reasons), _NOTHING_THERE)
+        raise ConformError(f"nothing could be asked: {why}")
     return report
 
 
