@@ -3,6 +3,8 @@
 import gzip
 import json
 import struct
+import subprocess
+import sys
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -45,6 +47,13 @@ def test_each_file_can_be_asked(name):
     text = (FOLDER / f"{name}.toml").read_text()
     unused = [name for name in schemas if f'shape = "{name}"' not in text and f'"#/$defs/{name}"' not in text]
     assert unused == []
+
+
+def test_a_library_that_is_missing_is_named():
+    program = "import sys, muleteer; sys.modules['jsonschema'] = None; sys.exit(muleteer.main(['conform', 'http://x']))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=FOLDER.parent, capture_output=True, text=True)
+    told = "muleteer: conform needs jsonschema, which is not installed: pip install '.[conform]'\n"
+    assert (done.stdout, done.stderr, done.returncode) == ("", told, 2)
 
 
 def test_the_help_lists_the_dialects(capsys):
