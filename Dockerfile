@@ -35,11 +35,12 @@ RUN cd /srv/muleteer/.venv/lib/python3*/site-packages \
 FROM ${BASE_IMAGE} AS code
 WORKDIR /srv/muleteer
 COPY app app
+COPY conform conform
 COPY mules mules
 COPY serving serving
 COPY sources sources
 COPY examples/fancy examples/fancy
-COPY wsgi.py muleteer.py trial.py catalog.py children.py refusals.py supervisor.py instance.py nginx.py reload.py entrypoint.sh uwsgi.ini nginx.conf ./
+COPY wsgi.py muleteer.py trial.py catalog.py children.py refusals.py supervisor.py instance.py nginx.py reload.py conform.py cases.py entrypoint.sh uwsgi.ini nginx.conf ./
 RUN python3 -m compileall -q . && chmod -R a+rX . && chmod a+x entrypoint.sh
 
 # ---- what runs

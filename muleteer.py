@@ -66,6 +66,19 @@ when it could be served, 1 when it could not.
 PREDICT = """\
 Loads the model, answers the body in FILE as POST /predict would, and ends.  Exits with 1 when there is no answer.
 """
+CONFORM = """\
+Asks any server, ours or another, what the documents of its protocols say that it answers, and prints a line for each
+case, to be pasted into a bug report.  A case that fails tells what was expected and what came.  The cases are the files
+in conform/: what is sent, what may come back, and who says so.  Nothing is loaded, unloaded or changed.
+
+The model is the first that GET /v1/models or POST /v2/repository/index tells; what is sent are zeros and empty strings,
+as GET /v2/models/NAME or GET /v1/models/NAME/metadata tells what it takes.  Of a server that tells neither say it:
+
+  muleteer conform http://127.0.0.1:5000 --dialect mlflow --sample sample.json
+
+Without --dialect those are asked at whose paths there is something.  Exits with 0 when all passed, 1 when some failed,
+2 when nothing could be asked.
+"""
 
 
 class Failed(Exception):
@@ -129,13 +142,22 @@ def _parser() -> argparse.ArgumentParser:
     verify = add("verify", _verify, "load a version and try it", VERIFY, looks)
     predict = add("predict", _predict, "answer one request without a server", PREDICT)
     predict.add_argument("file", metavar="FILE", help="a body as for POST /predict; - for standard input")
+    conform = add("conform", _conform, "ask a server whether it speaks its protocols", CONFORM)
+    conform.add_argument("url", metavar="URL", help="of the server, as http://127.0.0.1:8080")
+    names = "tensorflow_serving, open_inference, mlflow, sagemaker, torchserve or predict; may be repeated"
+    conform.add_argument("--dialect", action="append", metavar="NAME", help=names)
+    conform.add_argument("--model", dest="asked_model", metavar="NAME", help="the model's name (the first one)")
+    conform.add_argument("--sample", type=Path, metavar="FILE", help="one instance in JSON, {input: value} (zeros)")
+    conform.add_argument("--timeout", type=float, default=10, metavar="SECONDS", help="for each answer (10)")
+    form = conform.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print tables, with what says so")
     for command in (serve, again, status):
         command.add_argument("--port", help="the server's port (PORT)")
     for command in (listing, fetch, verify, predict):
         command.add_argument("--model", help="folder or URL of the model (MODEL, or model in uwsgi.ini)")
     for command in (fetch, verify, predict):
         command.add_argument("--version", type=int, help="which version (the highest)")
-    for command in (status, listing, fetch, verify):
+    for command in (status, listing, fetch, verify, form):
         command.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -279,6 +301,23 @@ def _predict(asked: argparse.Namespace, environ: dict[str, str]) -> int:
     settings = _settings(environ)
     print(trial.apart(trial.answer, _folder(asked, settings, environ), settings, body))
     return 0
+
+
+# ---- protocols
+
+
+def _conform(asked: argparse.Namespace, environ: dict[str, str]) -> int:
+    try:
+        import conform
+    except ModuleNotFoundError as error:
+        return _refuse(2, f"conform needs {error.name}, which is not installed: pip install '.[conform]'")
+    try:
+        report = conform.ask(asked.url, asked.dialect or (), asked.asked_model, asked.sample, asked.timeout)
+    except conform.ConformError as error:
+        return _refuse(2, error)
+    lines = [json.dumps(report.as_dict())] if asked.json else report.markdown() if asked.markdown else report.lines()
+    print("\n".join(lines))
+    return int(report.failed)
 
 
 # ---- words

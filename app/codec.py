@@ -81,6 +81,10 @@ def decode(
     if type(value) is dict and len(value) > 1 and "signature_name" in value and not _ENCODERS.keys().isdisjoint(value):
         name, signature = _named(value, signatures)
         spec = signature.only
+    if envelope and type(columns := value.get("inputs")) is dict:
+        # others beside them are ignored, as they are there
+        own = {spec.name: columns[spec.name] for spec in signature.inputs if spec.name in columns}
+        value["inputs"] = own or columns
     words = has_words(body)
     if spec is not None and not words and (quick := decode_packed(value, spec, max_rows)) is not None:
         inputs, encode = quick

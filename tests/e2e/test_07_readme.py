@@ -102,6 +102,10 @@ def test_two_commands_serve_the_example_from_a_clean_clone(clone, serve):
     rows, metadata = (json.loads(run(one, clone, port)) for one in COMMANDS if "8080/v" in one)
     assert rows == {"predictions": [answer]}
     assert [one["name"] for one in metadata["inputs"]] == ["image"]
+    install = next(one for one in COMMANDS if one.endswith("'.[conform]'"))
+    run(install, clone, port)
+    conform = run(COMMANDS[COMMANDS.index(install) + 1], clone, port)
+    assert "  pass  flat data (POST /v2/models/digits/infer)" in conform and "  FAIL  " not in conform
     ctrl_c(process)
     assert "stopped" in out.read_text()
 
@@ -215,7 +219,7 @@ def test_every_other_command_is_run_by_ci():
     image = (ROOT / "tests" / "image" / "check.sh").read_text()
     ci = (ROOT / ".ci" / "run").read_text()
     rest = COMMANDS[6:]
-    own = [command for command in rest if not command.startswith(("docker", ".venv/bin/muleteer", "curl"))]
+    own = [command for command in rest if not command.startswith(("docker", ".venv/bin/", "curl"))]
     assert own == ["make reload", "make test"]
     assert "make check" in ci and "image/check.sh" in ci
     for command in rest:

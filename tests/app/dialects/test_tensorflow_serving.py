@@ -61,6 +61,7 @@ TEXT = signature({"text": "string", "raw_bytes": "string"}, s="string")
         (ONE, {"inputs": {"x": [[1, 2]]}, "signature_name": "serving_default", "junk": [1]}, {"x": [[1, 2]]}),
         (TWO, {"instances": [{"x": [1, 2], "k": 3}]}, {"x": [[1, 2]], "k": [3]}),
         (TWO, {"inputs": {"x": [[1, 2]], "k": [3]}}, {"x": [[1, 2]], "k": [3]}),
+        (TWO, {"inputs": {"x": [[1, 2]], "other": "ignored", "k": [3]}}, {"x": [[1, 2]], "k": [3]}),
         (TEXT, {"instances": ["a", {"b64": "/w=="}]}, {"s": [b"a", b"\xff"]}),
     ],
 )
