@@ -7,7 +7,8 @@ usage: python -m bench.engines [--only NAMES] [--repeats N] [--out DIR]
 For each engine a model is trained on handwritten digits, 64 numbers in and 10 out, and written as its library does.
 Then it is measured in turn by way of the engine (muleteer models verify, from arrays by name to arrays by name, as a
 replica calls it) and in a process that calls the library as its documents tell, from an array to an array; both with
-one thread, as often as a fifth of a second holds.  Of all repeats the quickest counts.
+one thread, as often as a fifth of a second holds.  The table has the medians of all repeats, with the lowest and the
+highest.
 
 Writes engines.json and a section of compare.md.
 
@@ -32,6 +33,7 @@ import numpy.typing as npt
 
 from bench import report
 from bench.compare import RESULTS, names
+from bench.ranking import Spread
 from bench.report import say
 from bench.work import ROOT
 
@@ -47,11 +49,11 @@ Call = Callable[[Array], Any]
 
 @dataclass
 class Costs:
-    """Of one engine, microseconds of a row by the rows of a predict."""
+    """Of one engine, microseconds of a row in each repeat, by the rows of a predict."""
 
     name: str
-    engine_us: dict[int, float]
-    library_us: dict[int, float]
+    engine_us: dict[int, list[float]]
+    library_us: dict[int, list[float]]
 
 
 @dataclass(frozen=True)
@@ -315,8 +317,8 @@ def render(costs: list[Costs]) -> str:
     for found in costs:
         row = [found.name, SUBJECTS[found.name].title]
         for count in ROWS:
-            engine, library = found.engine_us[count], found.library_us[count]
-            row += [f"{engine:.1f}", f"{library:.1f}", f"{engine - library:+.1f}"]
+            engine, library = Spread.of(found.engine_us[count]), Spread.of(found.library_us[count])
+            row += [engine.text("%.1f"), library.text("%.1f"), f"{engine.median - library.median:+.1f}"]
         rows.append(row)
     head = ["engine", "model"]
     for count in ROWS:
@@ -335,10 +337,11 @@ def measure(name: str, folder: Path, repeats: int) -> Costs:
     for _ in range(repeats):
         for way, command in commands.items():
             found[way].append(json.loads(_run(command))["ms"])
-    quickest = {
-        way: {rows: min(one[str(rows)] for one in own) / rows * 1000 for rows in ROWS} for way, own in found.items()
+    all_us = {
+        way: {rows: [round(one[str(rows)] / rows * 1000, 3) for one in own] for rows in ROWS}
+        for way, own in found.items()
     }
-    return Costs(name, quickest["engine"], quickest["library"])
+    return Costs(name, all_us["engine"], all_us["library"])
 
 
 def _run(command: list[str]) -> str:
@@ -389,7 +392,7 @@ def main() -> int:
         [
             report.machine(),
             "Microseconds of one row, alone and in a batch of 32: by way of the engine, and by calling the library in"
-            f" process; one thread; the quickest of {arguments.repeats}.",
+            f" process; one thread; medians of {arguments.repeats} [lowest–highest].",
             render(costs),
         ]
     )

@@ -25,7 +25,7 @@ def test_engines_beside_their_libraries(tmp_path):
     for one, (name, title, *numbers) in zip(found, rows, strict=True):
         assert (name, title) == (one["name"], engines.SUBJECTS[name].title)
         for place, count in enumerate(("1", "32")):
-            engine, library = one["engine_us"][count], one["library_us"][count]
+            (engine,), (library,) = one["engine_us"][count], one["library_us"][count]
             assert engine > 0 and library > 0
             assert numbers[3 * place : 3 * place + 3] == [
                 f"{engine:.1f}",
@@ -35,20 +35,20 @@ def test_engines_beside_their_libraries(tmp_path):
     # the section that the results have of it, with the machine and what was measured
     written = (tmp_path / "compare.md").read_text()
     assert done.stdout.strip() in written and "## Engines" in written
-    assert "one thread; the quickest of 1." in written and " cores" in written
+    assert "one thread; medians of 1 [lowest–highest]." in written and " cores" in written
 
 
 def test_the_table_has_a_row_for_each_engine_that_there_is():
     assert list(engines.SUBJECTS.keys() ^ {*_NAMES}) == []
     costs = [
-        engines.Costs(name, {1: 3.0 + place, 32: 1.25}, {1: 2.0, 32: 1.5})
+        engines.Costs(name, {1: [3.0 + place] * 3, 32: [1.25, 1.0, 1.5]}, {1: [2.0] * 3, 32: [1.5] * 3})
         for place, name in enumerate(engines.SUBJECTS)
     ]
     head, *rows = cells(engines.render(costs))
     assert head[2:] == [f"{count}: {what}, µs" for count in (1, 32) for what in ("engine", "library", "more")]
     for place, (name, row) in enumerate(zip(engines.SUBJECTS, rows, strict=True)):
         assert row[:2] == [name, engines.SUBJECTS[name].title]
-        assert row[2:] == [f"{3.0 + place:.1f}", "2.0", f"{1.0 + place:+.1f}", "1.2", "1.5", "-0.2"]
+        assert row[2:] == [f"{3.0 + place:.1f}", "2.0", f"{1.0 + place:+.1f}", "1.2 [1.0–1.5]", "1.5", "-0.2"]
 
 
 def test_what_cannot_be_measured_is_told(tmp_path):
