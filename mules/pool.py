@@ -193,9 +193,11 @@ class Pool:
         starved = self._starved(record, process)
         how = self._cause(record, process, starved)
         by_itself = self._hung(record) or process.fell
+        # several may be killed at one moment, and a task come from one to the next
+        spared = self._settings.max_attempts > 1 and process.killed and not (starved or by_itself)
 
         def verdict(ticket: Ticket, frame: bytes) -> bytes:
-            guilty = self._judge(ticket, digest(frame, ticket.version), by_itself)
+            guilty = self._judge(ticket, digest(frame, ticket.version), by_itself, spared)
             log.error(
                 "request=%s answered 500 replica_crashed: its process %s, %d times; %s",
                 peek_request_id(frame),
@@ -206,9 +208,9 @@ class Pool:
             error = ReplicaCrashed(f"the process that predicted it {how}; {ticket.attempts} attempts were made")
             return encode_reply(Reply(ticket.uuid, 0, error=error))
 
-        recovery = self._transport.recover(id, verdict, by_itself)
+        recovery = self._transport.recover(id, verdict, by_itself, spared)
         for ticket, known in recovery.late:
-            if known is not None and self._judge(ticket, known, by_itself):
+            if known is not None and self._judge(ticket, known, by_itself, spared):
                 log.error("an input for which nobody waits any more killed its process, alone: refused")
         log.error(
             "replica %d (pid %d) %s while %s: %d tasks are offered again, %d are not",
@@ -224,12 +226,12 @@ class Pool:
         faultless = process.killed and not starved and not recovery.predicting
         self._vacate(record, how, faultless)
 
-    def _judge(self, ticket: Ticket, known: bytes, by_itself: bool) -> bool:
+    def _judge(self, ticket: Ticket, known: bytes, by_itself: bool, spared: bool) -> bool:
         """Refuse an input, by its digest, that killed its process alone; one that was not alone is a suspect.
 
         Of those that were not, as with max_attempts = 1 or after a batch that raised, another may be the guilty one.
         """
-        guilty = ticket.alone and (by_itself or ticket.attempts >= self._settings.max_attempts)
+        guilty = ticket.alone and (by_itself or ticket.attempts >= self._settings.max_attempts + spared)
         if guilty:
             self._quarantine.refuse(known)
         else:

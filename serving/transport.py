@@ -362,11 +362,14 @@ class Transport(ABC):
         finally:
             self._unlock()
 
-    def recover(self, id: int, verdict: Callable[[Ticket, bytes], bytes], by_itself: bool = False) -> Recovery:
+    def recover(
+        self, id: int, verdict: Callable[[Ticket, bytes], bytes], by_itself: bool = False, spared: bool = False
+    ) -> Recovery:
         """Offer again what a dead replica held, and answer what may not be predicted again with a verdict.
 
         The ticket that a verdict is asked for is alone when nothing else was being predicted: then its task is guilty.
-        So is, at once, the one task that was being predicted by a process that ended by_itself, killed by nobody.
+        So is, at once, the one task that was being predicted by a process that ended by_itself, killed by nobody; one
+        whose process somebody else killed is spared once: it has an attempt more.
         Call it locked, once it is sure that the replica is dead.  May be killed and called again.
         """
         held = self._held[id - 1]
@@ -383,7 +386,7 @@ class Transport(ABC):
                 if busy:
                     late = ticket._replace(alone=alone)
                     recovery.late.append((late, held.left_digest(place, ticket.uuid)))
-            elif ticket.attempts >= self._max_attempts or (alone and by_itself):
+            elif ticket.attempts >= self._max_attempts + spared or (alone and by_itself):
                 last = ticket._replace(alone=alone)
                 self._answer(last, id, verdict)
                 recovery.guilty.append(last)

@@ -203,12 +203,12 @@ class Store:
         try:
             self._sweep()
             size = source.size(version)
-            self._make_room(size or 0, what)
+            with alone(self._locks / "objects"):
+                self._make_room(size or 0, what)
             shutil.rmtree(work, ignore_errors=True)
             identity = self._download(source, version, work / source.name, size, what)
             unpack_lone(work / source.name / str(version), self.max_bytes)
-            self._make_room(tree.size(work), what)
-            path = self._commit(work, source.name)
+            path = self._commit(work, source.name, what)
             record = self._record(source, version, identity)
             record.parent.mkdir(exist_ok=True, mode=0o700)
             tree.write(record, f"{path.parent.name}/{path.name}".encode())
@@ -238,7 +238,7 @@ class Store:
                 time.sleep(pause_s)
         raise AssertionError("the last attempt returns or raises")
 
-    def _commit(self, work: Path, name: str) -> Path:
+    def _commit(self, work: Path, name: str, what: str) -> Path:
         """Give the work its address, and hold it."""
         address = tree.seal(work)
         target = self._objects / address
@@ -249,6 +249,8 @@ class Store:
                 # not there, or not whole
                 if target.exists():
                     target.rename(self._tmp / f"{address}.{os.getpid()}.damaged")
+                # in one step with the rename: another may fetch into the same room
+                self._make_room(tree.size(work), what)
                 work.rename(target)
                 tree.sync(self._objects)
             self.hold(target / name)
@@ -257,18 +259,17 @@ class Store:
     # ---- room
 
     def _make_room(self, size: int, what: str) -> None:
-        """Evict what nobody holds, the longest unused first, until so many bytes more are within the bound."""
+        """Evict what nobody holds, the longest unused first, until so many bytes more are within the bound.  Locked."""
         if size > self.max_bytes:
             raise SourceError(
                 f"{what} has {_mb(size)} MB, and the store may hold {_mb(self.max_bytes)} MB; raise store_max_gb"
             )
-        with alone(self._locks / "objects"):
-            sizes = {folder: tree.size(folder) for folder in self._objects.iterdir()}
-            for folder in sorted(sizes, key=lambda folder: folder.stat().st_mtime_ns):
-                if sum(sizes.values()) + size <= self.max_bytes:
-                    return
-                if self._evict(folder):
-                    del sizes[folder]
+        sizes = {folder: tree.size(folder) for folder in self._objects.iterdir()}
+        for folder in sorted(sizes, key=lambda folder: folder.stat().st_mtime_ns):
+            if sum(sizes.values()) + size <= self.max_bytes:
+                return
+            if self._evict(folder):
+                del sizes[folder]
         if (held := sum(sizes.values())) + size > self.max_bytes:
             raise SourceError(
                 f"{what} has {_mb(size)} MB, and models in use take {_mb(held)} of the {_mb(self.max_bytes)} MB that"

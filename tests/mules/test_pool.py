@@ -507,10 +507,10 @@ def crash(grave, spawn, alone=True, hung=False, leave=False):
     return ticket, taken[0].frame
 
 
-def crash_again(grave, spawn):
+def crash_again(grave, spawn, number=signal.SIGKILL):
     grave.serve(pid := spawn())
     grave.transport.begin(grave.take())
-    kill(pid)
+    kill(pid, number)
     grave.watch()
 
 
@@ -525,12 +525,23 @@ def admitted(grave, frame):
 def test_an_input_that_killed_two_processes_is_answered_and_refused(grave, spawn, caplog):
     ticket, frame = crash(grave, spawn)
     assert admitted(grave, frame) == "yes"
-    crash_again(grave, spawn)
+    crash_again(grave, spawn, signal.SIGSEGV)
     reply = decode_reply(grave.transport.await_reply(ticket, time.monotonic()))
     assert type(reply.error) is ReplicaCrashed
-    assert str(reply.error) == ("the process that predicted it was killed by signal 9 (SIGKILL); 2 attempts were made")
+    assert str(reply.error) == ("the process that predicted it was killed by signal 11 (SIGSEGV); 2 attempts were made")
     assert admitted(grave, frame) == "no"
     assert "request=a-1 answered 500 replica_crashed" in caplog.text
+
+
+def test_an_input_is_spared_once_when_somebody_else_killed_its_process(grave, spawn):
+    ticket, frame = crash(grave, spawn)
+    crash_again(grave, spawn)
+    assert [again.uuid for again in grave.transport._again.tickets()] == [ticket.uuid]
+    assert admitted(grave, frame) == "yes"
+    crash_again(grave, spawn)
+    reply = decode_reply(grave.transport.await_reply(ticket, time.monotonic()))
+    assert str(reply.error) == ("the process that predicted it was killed by signal 9 (SIGKILL); 3 attempts were made")
+    assert admitted(grave, frame) == "no"
 
 
 def test_an_input_that_was_not_alone_is_not_refused_for_what_another_did(tmp_path, spawn):

@@ -240,6 +240,34 @@ def test_the_longest_unused_goes_first_and_what_is_in_use_never(tmp_path, web):
         store.hold(held_elsewhere)
 
 
+def test_two_who_fetch_at_once_do_not_share_the_same_room(tmp_path, web, monkeypatch):
+    root, both = tmp_path / "store", threading.Barrier(2)
+    urls = [pinned(web, f"/{number}.onnx", os.urandom(MB)) for number in range(2)]
+    told = []
+
+    def seal(folder, seal=tree.seal):
+        # each has looked for room, and there was some
+        both.wait()
+        return seal(folder)
+
+    def bring_one(url):
+        try:
+            fetch(Store(root, MB + MB // 2), url)
+        except SourceError as error:
+            told.append(str(error))
+
+    monkeypatch.setattr(tree, "seal", seal)
+    threads = [threading.Thread(target=bring_one, args=(url,)) for url in urls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (error,) = told
+    assert "models in use take 1.0 of the 1.5 MB that the store may hold" in error
+    (folder,) = (root / "objects").iterdir()
+    assert tree.size(folder) <= MB + MB // 2
+
+
 def test_a_model_larger_than_the_store_is_refused_before_it_is_fetched(tmp_path, web):
     store = Store(tmp_path / "store", MB)
     url = pinned(web, "/digits.onnx", bytes(2 * MB))
