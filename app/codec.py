@@ -21,7 +21,7 @@ import math
 import sys
 import threading
 from codecs import BOM_UTF8
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -55,6 +55,8 @@ _parsing = threading.Lock()
 _KEPT_BYTES = 2 << 20
 # what is left of a body without these shows how its lists are nested
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{},"))
+# so many lists more than a body may have cost little, and another message says better what is wrong
+_FREE_LISTS = 1 << 18
 # of a body, where its lists begin: no tensor has so many axes
 _MOST_OPENING = 256
 
@@ -74,7 +76,7 @@ def decode(
     spec = signature.only
     if (found := _decode_large(body, spec, max_rows, signatures)) is not None:
         return found
-    value = load(body)
+    value = load(body, (signature, *signatures.values()), max_rows)
     if envelope:
         value = _opened(value)
     name = ""
@@ -133,7 +135,7 @@ def decode_bare(body: bytes, signature: Signature, max_rows: float = math.inf) -
     spec = signature.main
     if spec is not None and (found := decode_large(body, spec, max_rows, bare=True)) is not None:
         return signature.completed(found[0]), found[1]
-    value = load(body)
+    value = load(body, (signature,), max_rows)
     if isinstance(value, list) and value and is_instance(value[0]):
         check_rows(value, max_rows)
         return signature.instances(value), encode_rows
@@ -294,18 +296,29 @@ def _opened(value: Any) -> dict[str, Any]:
     return {key: value[key] for key in ("instances", "inputs", "signature_name") if key in value}
 
 
-def load(body: bytes) -> Any:
-    """What JSON says, with NaN, Infinity and -Infinity."""
+def load(body: bytes, signatures: Iterable[Signature] = (), max_rows: float = math.inf) -> Any:
+    """What JSON says, with NaN, Infinity and -Infinity.
+
+    FrameTooLarge where it has more lists and objects than rows of any of these signatures.
+    """
+    if len(body) > _FREE_LISTS:
+        # each of them costs as much as a dozen numbers
+        lists = max((signature.lists_of_row for signature in signatures), default=math.inf) * max_rows
+        if (found := body.count(b"[") + body.count(b"{")) > lists + _FREE_LISTS:
+            raise FrameTooLarge(
+                f"the body has {found} lists and objects, and {max_rows} rows have {lists:.0f}: max_request_rows in"
+                " uwsgi.ini; send them in several requests"
+            )
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
         return _load_slowly(body)
 
 
-def load_numbers(body: bytes, depth: int) -> Any:
+def load_numbers(body: bytes, depth: int, signatures: Iterable[Signature] = (), max_rows: float = math.inf) -> Any:
     """The same, with lists of many numbers as float64 tensors, where these stand in depth lists and objects."""
     if len(body) < _LARGE_BYTES or body.startswith(BOM_UTF8):
-        return load(body)
+        return load(body, signatures, max_rows)
     document = None
     with _parsing:
         try:
@@ -318,7 +331,7 @@ def load_numbers(body: bytes, depth: int) -> Any:
             pass
         finally:
             document = None
-    return load(body)
+    return load(body, signatures, max_rows)
 
 
 def _with_numbers(value: Any, depth: int) -> tuple[Any, int]:

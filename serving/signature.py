@@ -11,6 +11,7 @@ Raises:   SignatureMismatch, with the name of the tensor, what was found and wha
 import base64
 import binascii
 import itertools
+import math
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -356,6 +357,15 @@ class Signature:
     def __str__(self) -> str:
         sides = (", ".join(f"{spec.name} {spec}" for spec in side) for side in (self.inputs, self.outputs))
         return " → ".join(sides)
+
+    @cached_property
+    def lists_of_row(self) -> float:
+        """Of how many lists and objects one row is made in JSON, at the most."""
+        if any(spec.dtype == STRING or -1 in spec.shape[:-1] for spec in self.inputs):
+            # nobody knows; brackets may stand in strings, too
+            return math.inf
+        axes = (spec.shape[:axis] for spec in self.inputs for axis in range(len(spec.shape)))
+        return 1 + sum(map(math.prod, axes))
 
     def samples(self, rows: int = 1) -> Tensors:
         """Inputs for a warm-up: samples, defaults or zeros."""

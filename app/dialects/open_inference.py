@@ -81,7 +81,10 @@ class Infer:
                 raise DecodeError(f"{LENGTH} is {length[:32]!r}, and the body has {len(body)} bytes")
             body, rest = body[:size], memoryview(body)[size:]
         # {"inputs": [{"data": […]}]}; integers are exact only as they are
-        value = codec.load_numbers(body, 3) if b'"FP' in body and b"INT" not in body else codec.load(body)
+        known = (card.signature,), call.max_rows
+        value = (
+            codec.load_numbers(body, 3, *known) if b'"FP' in body and b"INT" not in body else codec.load(body, *known)
+        )
         if not isinstance(value, dict):
             raise DecodeError("the body is not a JSON object")
         id = value.get("id")

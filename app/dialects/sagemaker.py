@@ -89,7 +89,7 @@ class Invocations:
         spec = card.signature.main
         found = None if spec is None else codec.decode_large(body, spec, most)
         if found is None:
-            value = codec.load(body)
+            value = codec.load(body, card.signatures.values(), most)
             if spec is not None and not codec.has_words(body):
                 found = codec.decode_packed(value, spec, most)
             if found is None:

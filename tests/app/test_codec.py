@@ -186,6 +186,28 @@ BAD_INPUT = [
 ]
 
 
+# more than any request has, and 8 MB of them are read in seconds
+MANY = 300_000
+
+
+@pytest.mark.parametrize("item", [b"[],", b"{},", b"[ ], "])
+@pytest.mark.parametrize("read", [codec.decode, codec.decode_bare])
+def test_more_lists_than_any_rows_have_are_refused_before_they_are_read(item, read):
+    body = b'{"x": [' + item * MANY + b"]}"
+    with pytest.raises(FrameTooLarge, match=f"has {MANY + 2} lists and objects, and 10 rows have 20: max_request_rows"):
+        read(body, ONE, 10)
+    # brackets may stand in strings
+    body = b'{"text": "' + item * MANY + b'"}'
+    inputs, _, _ = codec.decode(body, TEXT, 10)
+    assert inputs["text"].tolist() == [item * MANY]
+
+
+def test_as_many_lists_as_rows_have_are_read():
+    rows = MANY + codec._FREE_LISTS
+    inputs, _, _ = codec.decode(b'{"instances": [' + b"[1,2]," * (rows - 1) + b"[1,2]]}", ONE, rows)
+    assert inputs["x"].shape == (rows, 2)
+
+
 @pytest.mark.parametrize(("signature", "body", "told"), BAD_JSON, ids=[told for *_, told in BAD_JSON])
 def test_what_is_not_one_of_the_forms_is_refused(signature, body, told):
     with pytest.raises(DecodeError) as error:

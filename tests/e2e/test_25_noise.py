@@ -3,11 +3,19 @@
 Units: seconds.
 """
 
+import base64
+import io
 import json
 import random
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+
+import numpy as np
+import ormsgpack
+import pandas as pd
+import pyarrow as pa
+from PIL import Image
 
 from .conftest import DIGITS, Server, ask
 
@@ -32,6 +40,30 @@ def v2(**more):
     return JSON, json.dumps({"inputs": [tensor], **more}).encode()
 
 
+def file(write, *arguments, **options):
+    """What is written to a file."""
+    sink = io.BytesIO()
+    write(sink, *arguments, **options)
+    return sink.getvalue()
+
+
+def arrow():
+    batch = pa.record_batch({"image": [sum(IMAGE, [])]})
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+    return sink.getvalue()
+
+
+def kind(media_type, **more):
+    return {"Content-Type": media_type, **more}
+
+
+PICTURE = file(Image.fromarray(np.array(IMAGE, np.uint8)).save, "png")
+NPY = file(np.save, np.array([IMAGE], np.float32))
+CSV = pd.DataFrame([sum(IMAGE, [])]).to_csv(index=False, header=False).encode()
+SPLIT = {"columns": ["image"], "data": [[IMAGE]]}
+PARTS = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
 WANTED = [{"name": "digit", "parameters": {"binary_data": True}}]
 # path, headers, body
 SOUND = [
@@ -46,6 +78,21 @@ SOUND = [
     ("/v2/models/digits/versions/1/infer", *binary(outputs=[{"name": "digit"}])),
     ("/v2/models/digits/infer", {"Inference-Header-Content-Length": "0"}, RAW),
     ("/v2/repository/index", JSON, b'{"ready": true}'),
+    ("/predict", kind("application/x-npy", Accept="application/x-npz"), NPY),
+    ("/predict", kind("application/x-npz", Accept="application/x-npz"), file(np.savez, image=[IMAGE])),
+    ("/predict", kind("application/octet-stream", **{"X-Tensor-Shape": "1,8,8", "X-Tensor-Dtype": "float32"}), RAW),
+    ("/predict", kind("text/csv", Accept="text/csv"), CSV),
+    ("/predict", kind("application/vnd.apache.arrow.stream"), arrow()),
+    ("/predict", kind("application/vnd.apache.parquet"), file(pd.DataFrame({"image": [sum(IMAGE, [])]}).to_parquet)),
+    ("/predict", kind("application/msgpack", Accept="application/msgpack"), ormsgpack.packb({"image": IMAGE})),
+    ("/predict", kind("image/png"), PICTURE),
+    ("/predict", kind("multipart/form-data; boundary=b"), PARTS + PICTURE + b"\r\n--b--\r\n"),
+    ("/invocations", JSON, json.dumps({"dataframe_split": SPLIT}).encode()),
+    ("/invocations", JSON, json.dumps({"instances": [IMAGE], "params": {}}).encode()),
+    ("/invocations", kind("text/csv"), CSV),
+    ("/invocations", kind("application/x-npy"), NPY),
+    ("/predictions/digits", JSON, json.dumps(IMAGE).encode()),
+    ("/predictions/digits/1", {}, json.dumps({"instances": [{"image": IMAGE}]}).encode()),
 ]
 FRAGMENTS = [b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\", b"\\ud800", b"0", b"-", b"e99", b".", b"null", b"true"]
 FRAGMENTS += [b"NaN", b"1e999", b"\0", b"\xff", b"\n", b"99999999999999999999", b"FP64", b"BYTES", b"-1", b"shape"]
