@@ -23,7 +23,8 @@ REQUESTS = 20_000
 CLIENTS = 4
 SEED = 2026
 IMAGE = json.loads((DIGITS / "sample.json").read_bytes())["image"]
-RAW = struct.pack("<64f", *(value for row in IMAGE for value in row))
+FLAT = [value for row in IMAGE for value in row]
+RAW = struct.pack("<64f", *FLAT)
 JSON = {"Content-Type": "application/json"}
 
 
@@ -35,8 +36,7 @@ def binary(**more):
 
 
 def v2(**more):
-    flat = [value for row in IMAGE for value in row]
-    tensor = {"name": "image", "datatype": "FP32", "shape": [1, 8, 8], "data": flat}
+    tensor = {"name": "image", "datatype": "FP32", "shape": [1, 8, 8], "data": FLAT}
     return JSON, json.dumps({"inputs": [tensor], **more}).encode()
 
 
@@ -48,7 +48,7 @@ def file(write, *arguments, **options):
 
 
 def arrow():
-    batch = pa.record_batch({"image": [sum(IMAGE, [])]})
+    batch = pa.record_batch({"image": [FLAT]})
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, batch.schema) as stream:
         stream.write_batch(batch)
@@ -61,7 +61,7 @@ def kind(media_type, **more):
 
 PICTURE = file(Image.fromarray(np.array(IMAGE, np.uint8)).save, "png")
 NPY = file(np.save, np.array([IMAGE], np.float32))
-CSV = pd.DataFrame([sum(IMAGE, [])]).to_csv(index=False, header=False).encode()
+CSV = pd.DataFrame([FLAT]).to_csv(index=False, header=False).encode()
 SPLIT = {"columns": ["image"], "data": [[IMAGE]]}
 PARTS = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
 WANTED = [{"name": "digit", "parameters": {"binary_data": True}}]
@@ -83,7 +83,7 @@ SOUND = [
     ("/predict", kind("application/octet-stream", **{"X-Tensor-Shape": "1,8,8", "X-Tensor-Dtype": "float32"}), RAW),
     ("/predict", kind("text/csv", Accept="text/csv"), CSV),
     ("/predict", kind("application/vnd.apache.arrow.stream"), arrow()),
-    ("/predict", kind("application/vnd.apache.parquet"), file(pd.DataFrame({"image": [sum(IMAGE, [])]}).to_parquet)),
+    ("/predict", kind("application/vnd.apache.parquet"), file(pd.DataFrame({"image": [FLAT]}).to_parquet)),
     ("/predict", kind("application/msgpack", Accept="application/msgpack"), ormsgpack.packb({"image": IMAGE})),
     ("/predict", kind("image/png"), PICTURE),
     ("/predict", kind("multipart/form-data; boundary=b"), PARTS + PICTURE + b"\r\n--b--\r\n"),
