@@ -3,7 +3,6 @@
 Units: seconds.
 """
 
-import base64
 import io
 import json
 import random
