@@ -46,17 +46,16 @@ _UNREADABLE = (
 _SIZES = re.compile(r"\s*[\[(]?\s*(\d{1,18}(?:\s*,\s*\d{1,18}){0,31})\s*,?\s*[\])]?\s*", re.ASCII)
 
 
-def only(signature: Signature, what: str) -> TensorSpec:
-    """The input that a body of one tensor is for: the only one, or the only one that must be there."""
-    needed = [spec for spec in signature.inputs if spec.default is None]
-    if len(signature.inputs) == 1 or len(needed) == 1:
-        return (needed or signature.inputs)[0]
-    raise SignatureMismatch(f"{what} is one tensor, and the model takes {signature}")
+def _main(signature: Signature, what: str) -> TensorSpec:
+    """The input that a body of one tensor is for."""
+    if signature.main is None:
+        raise SignatureMismatch(f"{what} is one tensor, and the model takes {signature}")
+    return signature.main
 
 
 def npy(body: bytes, signature: Signature, max_rows: int) -> Tensors:
     """The only input, from NumPy's file of one array."""
-    spec = only(signature, "an npy file")
+    spec = _main(signature, "an npy file")
     return signature.completed({spec.name: spec.cast(_array(body, max_rows))})
 
 
@@ -99,7 +98,7 @@ def raw(
 
     Without a dtype it is the model's; without a shape as many rows as there are bytes for.
     """
-    spec = only(signature, "application/octet-stream")
+    spec = _main(signature, "application/octet-stream")
     name = dtype or spec.dtype
     if name not in NUMBERS:
         raise SignatureMismatch(

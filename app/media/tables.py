@@ -28,9 +28,7 @@ _MOST_HEADER_BYTES = 1 << 16
 
 def wide(signature: Signature) -> TensorSpec | None:
     """The input that takes all columns by their position."""
-    needed = [spec for spec in signature.inputs if spec.default is None]
-    spec = needed[0] if len(needed) == 1 else signature.only
-    return spec if spec is not None and spec.shape else None
+    return signature.main if signature.main is not None and signature.main.shape else None
 
 
 def places(names: Sequence[str] | None, count: int, signature: Signature, others: bool = False) -> dict[str, list[int]]:
