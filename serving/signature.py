@@ -102,6 +102,11 @@ class TensorSpec:
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.shape)}" if self.shape else self.dtype
 
+    def sizes(self, count: int) -> tuple[int, ...]:
+        """The shape of one row of so many elements, if there is one; only one size may be any."""
+        known = math.prod(size for size in self.shape if size >= 0)
+        return tuple(count // max(1, known) if size < 0 else size for size in self.shape)
+
     def defaults(self, rows: int) -> Tensor:
         """A tensor of the default."""
         default = self.left_out.encode() if isinstance(self.left_out, str) else self.left_out

@@ -23,6 +23,7 @@ from flask import Blueprint, Response
 
 from app import codec
 from app.dialects.dialect import JSON, Asked, Call, Encoded, Headers, Route
+from app.media import arrays
 from app.versions import versions
 from serving.errors import (
     ClientError,
@@ -256,16 +257,10 @@ def _tensor(spec: TensorSpec, value: list[Any], plain: bool) -> Tensor:
 
 
 def _of_bytes(name: str, dtype: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
-    """A tensor of raw data, little-endian and row by row; without a copy, where there is nothing to check."""
+    """A tensor of raw data."""
     if dtype == STRING:
         return _texts(name, shape, data)
-    numbers = np.dtype(dtype).newbyteorder("<")
-    size = math.prod(shape) * numbers.itemsize
-    if len(data) != size:
-        raise SignatureMismatch(f"input {name!r} has {len(data)} bytes, and shape {list(shape)} needs {size}")
-    if dtype == "bool" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
-        raise SignatureMismatch(f"input {name!r} is BOOL and has bytes that are neither 0 nor 1")
-    return np.frombuffer(data, numbers).reshape(shape)
+    return arrays.numbers(data, np.dtype(dtype).newbyteorder("<"), shape, f"input {name!r}")
 
 
 def _texts(name: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
@@ -302,9 +297,8 @@ def _raw(body: bytes, signature: Signature) -> Tensors:
             raise SignatureMismatch(f"input {spec.name!r}: one row is {spec}, and raw binary data is one string")
         sizes = tuple(1 for _ in spec.shape)
         return {spec.name: _texts(spec.name, (1, *sizes), memoryview(body))}
-    known = math.prod(size for size in spec.shape if size >= 0) * spec.numpy.itemsize
-    sizes = tuple(len(body) // known if size < 0 and known else size for size in spec.shape)
-    return {spec.name: _of_bytes(spec.name, spec.dtype, (1, *(max(0, size) for size in sizes)), memoryview(body))}
+    sizes = spec.sizes(len(body) // spec.numpy.itemsize)
+    return {spec.name: _of_bytes(spec.name, spec.dtype, (1, *sizes), memoryview(body))}
 
 
 class _Encoder:
@@ -345,8 +339,9 @@ class _Encoder:
 
 
 def raw(tensor: Tensor) -> bytes:
+    """A tensor as raw data."""
     if tensor.dtype.kind != "O":
-        return tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes()
+        return arrays.packed(tensor)
     return b"".join(struct.pack("<I", len(item)) + item for item in tensor.ravel().tolist())
 
 

@@ -104,14 +104,14 @@ def raw(
         raise SignatureMismatch(
             f"X-Tensor-Dtype is {name[:32]!r}, and raw bytes are one of {', '.join(NUMBERS)}; one row is {spec}"
         )
-    numbers = np.dtype(name).newbyteorder("<")
+    little = np.dtype(name).newbyteorder("<")
     if shape is not None:
         match = _SIZES.fullmatch(shape)
         if match is None:
             raise DecodeError(f"X-Tensor-Shape is {shape[:64]!r}; expected sizes, the rows first: 2,{_told(spec)}")
         sizes = tuple(int(size) for size in match[1].split(","))
     else:
-        row = math.prod(spec.shape) * numbers.itemsize
+        row = math.prod(spec.shape) * little.itemsize
         if -1 in spec.shape or not row:
             raise DecodeError(f"X-Tensor-Shape is missing, and one row is {spec}: send it, the rows first")
         sizes = (len(body) // row, *spec.shape)
@@ -120,7 +120,7 @@ def raw(
                 f"input {spec.name!r}: the body has {len(body)} bytes, not a multiple of {row}; one row is {spec}"
             )
     check_rows(sizes[0], max_rows)
-    tensor = _numbers(memoryview(body), numbers, sizes, f"input {spec.name!r}")
+    tensor = numbers(memoryview(body), little, sizes, f"input {spec.name!r}")
     return signature.completed({spec.name: spec.cast(tensor)})
 
 
@@ -153,12 +153,12 @@ def _array(file: bytes, max_rows: int) -> Tensor:
         raise SignatureMismatch("the array has no axis; the first one is the rows")
     check_rows(shape[0], max_rows)
     if order == "True":
-        return _numbers(memoryview(file)[start + size :], dtype, shape[::-1], "the npy file").T
-    return _numbers(memoryview(file)[start + size :], dtype, shape, "the npy file")
+        return numbers(memoryview(file)[start + size :], dtype, shape[::-1], "the npy file").T
+    return numbers(memoryview(file)[start + size :], dtype, shape, "the npy file")
 
 
-def _numbers(body: memoryview, dtype: np.dtype[Any], shape: tuple[int, ...], what: str) -> Tensor:
-    """The tensor that bytes are, without a copy."""
+def numbers(body: memoryview, dtype: np.dtype[Any], shape: tuple[int, ...], what: str) -> Tensor:
+    """The tensor that bytes are, row by row, without a copy."""
     size = math.prod(shape) * dtype.itemsize
     if len(body) != size:
         raise SignatureMismatch(f"{what} has {len(body)} bytes, and shape {list(shape)} of {dtype} needs {size}")
@@ -186,7 +186,12 @@ def raw_of(outputs: Tensors) -> tuple[list[tuple[str, str]], bytes]:
     """The only output as its bytes, and the headers that tell its shape and dtype."""
     ((_, tensor),) = outputs.items()
     headers = [("X-Tensor-Shape", ",".join(map(str, tensor.shape))), ("X-Tensor-Dtype", tensor.dtype.name)]
-    return headers, tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes()
+    return headers, packed(tensor)
+
+
+def packed(tensor: Tensor) -> bytes:
+    """Its numbers row by row, little-endian."""
+    return tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def _file(tensor: Tensor) -> bytes:

@@ -60,11 +60,11 @@ def places(names: Sequence[str] | None, count: int, signature: Signature, others
 def shaped(spec: TensorSpec, flat: Tensor) -> Tensor:
     """The tensor (rows, *shape) of one (rows, columns)."""
     rows, columns = flat.shape
-    known = math.prod(size for size in spec.shape if size >= 0)
-    if spec.shape.count(-1) > 1 or (known and columns % known) or (-1 not in spec.shape and columns != known):
+    sizes = spec.sizes(columns)
+    if spec.shape.count(-1) > 1 or math.prod(sizes) != columns:
         told = "a column" if columns == 1 else f"{columns} columns"
         raise SignatureMismatch(f"input {spec.name!r} is {spec}, and {told} of a table cannot be that")
-    return flat.reshape(rows, *(columns // max(1, known) if size < 0 else size for size in spec.shape))
+    return flat.reshape(rows, *sizes)
 
 
 def decode(

@@ -343,7 +343,7 @@ def test_strings_whose_lengths_lie_are_told(data, told):
     [
         (signature(x="float32[2]", z="int8"), b"", "a model with one input"),
         (signature(x="float32[-1, -1]"), b"", "one size to be found"),
-        (X, b"1234567", "has 7 bytes, and shape [1, 2] needs 8"),
+        (X, b"1234567", "has 7 bytes, and shape [1, 2] of float32 needs 8"),
         (signature(x="string[2]"), b"", "raw binary data is one string"),
     ],
 )
