@@ -24,6 +24,7 @@ from flask import Blueprint, Response
 from app import codec
 from app.dialects.dialect import JSON, Asked, Call, Encoded, Headers, Route
 from app.media import arrays
+from app.media.limits import check_shape
 from app.versions import versions
 from serving.errors import (
     ClientError,
@@ -173,6 +174,7 @@ def _inputs(listed: Any, signature: Signature, max_rows: int, rest: memoryview, 
                 f"input {name!r} has {shape[0]} rows and the limit is {max_rows}: max_request_rows in uwsgi.ini;"
                 " send them in several requests"
             )
+        check_shape(shape, f"input {name!r}")
         dtype = _dtype(item.get("datatype"), spec)
         size = _parameters(item, f"input {name!r}").get("binary_data_size")
         if size is None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from app.media.limits import check_bytes, check_rows
+from app.media.limits import check_bytes, check_rows, check_shape
 from serving.errors import DecodeError, SignatureMismatch
 from serving.signature import NUMBERS, Signature, TensorSpec
 from serving.task import Tensor, Tensors
@@ -162,6 +162,7 @@ def numbers(body: memoryview, dtype: np.dtype[Any], shape: tuple[int, ...], what
     size = math.prod(shape) * dtype.itemsize
     if len(body) != size:
         raise SignatureMismatch(f"{what} has {len(body)} bytes, and shape {list(shape)} of {dtype} needs {size}")
+    check_shape(shape, what)
     if dtype.kind == "b" and np.frombuffer(body, np.uint8).max(initial=0) > 1:
         raise SignatureMismatch(f"{what} has bytes that are neither 0 nor 1, and is bool")
     return np.ndarray(shape, dtype, body)

@@ -1,13 +1,18 @@
 """What a body may have in it, and what must be installed to read it.
 
 Runs in:  worker.
-Raises:   FrameTooLarge, UnsupportedMedia.
+Raises:   FrameTooLarge, SignatureMismatch, UnsupportedMedia.
 """
 
 import importlib
+import math
+from collections.abc import Sequence
 from typing import Any
 
-from serving.errors import FrameTooLarge, UnsupportedMedia
+from serving.errors import FrameTooLarge, SignatureMismatch, UnsupportedMedia
+
+# numpy's own limit is 2**63 bytes, of batches and of copies in another dtype too
+_MOST_ELEMENTS = 1 << 40
 
 
 def check_rows(rows: int, most: int) -> None:
@@ -17,6 +22,12 @@ def check_rows(rows: int, most: int) -> None:
             f"the body has {rows} rows and the limit is {most}: max_request_rows in uwsgi.ini;"
             " send them in several requests"
         )
+
+
+def check_shape(shape: Sequence[int], what: str) -> None:
+    """Raise for sizes that no tensor can have: beside a size of 0 they need no bytes."""
+    if math.prod(size or 1 for size in shape) > _MOST_ELEMENTS:
+        raise SignatureMismatch(f"{what} has shape {list(shape)}, which is more than any tensor has")
 
 
 def check_bytes(size: int, most: int, what: str = "what the body holds") -> None:

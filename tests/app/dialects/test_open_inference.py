@@ -315,6 +315,14 @@ def test_a_size_that_lies_is_told(size, told):
     assert told in refusal(head + GOOD.tobytes(), X, len(head))
 
 
+@pytest.mark.parametrize("dtype", ["float32", STRING])
+@pytest.mark.parametrize("size", [2**41, 2**62, 2**64 - 1])
+@pytest.mark.parametrize("data", [{"data": []}, {"data": [[1]]}, {"parameters": {"binary_data_size": 0}}])
+def test_sizes_that_no_tensor_has_are_told(dtype, size, data):
+    body = json.dumps(one("x", DATATYPES[dtype], [1, 0, size], **data)).encode()
+    assert "more than any tensor has" in refusal(body, signature(x=f"{dtype}[-1, -1]"), len(body))
+
+
 def test_bytes_that_nobody_asked_for_are_told():
     body, length = binary("x", GOOD)
     assert "has 1 bytes behind the last tensor" in refusal(body + b"x", X, length)

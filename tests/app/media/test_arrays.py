@@ -191,6 +191,16 @@ def test_bytes_that_are_no_bool_are_refused():
         arrays.raw(b"\1\2", taken, 4)
 
 
+@pytest.mark.parametrize("size", [2**41, 2**62, 2**64])
+@pytest.mark.parametrize("order", ["False", "True"])
+def test_sizes_that_no_tensor_has_are_refused(size, order):
+    taken = signature({"x": "float64[-1, -1]"}, {"y": "float32"})
+    with pytest.raises(SignatureMismatch, match="more than any tensor has"):
+        arrays.npy(described("'<f4'", order, f"(1, 0, {size})", b""), taken, 4)
+    with pytest.raises(SignatureMismatch, match="more than any tensor has"):
+        arrays.raw(b"", taken, 4, f"1,0,{size % 10**17}")
+
+
 def test_an_npy_is_for_one_input_alone():
     with pytest.raises(SignatureMismatch, match="an npy file is one tensor, and the model takes x"):
         arrays.npy(npy(np.zeros((1, 2))), TWO, 4)
