@@ -29,6 +29,7 @@ import numpy as np
 import orjson
 import simdjson
 
+from app import limits
 from serving.errors import DecodeError, FrameTooLarge, SignatureMismatch
 from serving.signature import Signature, TensorSpec
 from serving.task import Tensor, Tensors
@@ -358,11 +359,7 @@ def check_rows(value: object, max_rows: float) -> None:
     """Raise FrameTooLarge for more rows than that, before any of them is looked at."""
     columns = value.values() if isinstance(value, dict) else [value]
     rows = max((len(column) for column in columns if isinstance(column, list)), default=0)
-    if rows > max_rows:
-        raise FrameTooLarge(
-            f"the body has {rows} rows and the limit is {max_rows}: max_request_rows in uwsgi.ini;"
-            " send them in several requests"
-        )
+    limits.check_rows(rows, max_rows)
 
 
 def _load_slowly(body: bytes) -> Any:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from app import codec
-from serving.errors import DecodeError, FrameTooLarge
+from app.limits import check_rows
+from serving.errors import DecodeError
 from serving.task import Tensor
 
 # of an integer in a feature
@@ -32,10 +33,7 @@ def decode(body: bytes, max_rows: float) -> tuple[str, Tensor]:
         raise DecodeError("'context' is not an object of features")
     if not isinstance(examples, list) or not examples:
         raise DecodeError("'examples' is missing, or no list of objects, or empty")
-    if len(examples) > max_rows:
-        raise FrameTooLarge(
-            f"the body has {len(examples)} examples and the limit is {max_rows}: max_request_rows in uwsgi.ini"
-        )
+    check_rows(len(examples), max_rows)
     found = np.empty(len(examples), object)
     for index, example in enumerate(examples):
         if not isinstance(example, dict):

@@ -23,13 +23,12 @@ from flask import Blueprint, Response
 
 from app import codec
 from app.dialects.dialect import JSON, Asked, Call, Encoded, Headers, Route
+from app.limits import check_rows, check_shape
 from app.media import arrays
-from app.media.limits import check_shape
 from app.versions import versions
 from serving.errors import (
     ClientError,
     DecodeError,
-    FrameTooLarge,
     ModelLoading,
     ModelNotFound,
     ServingError,
@@ -169,11 +168,7 @@ def _inputs(listed: Any, signature: Signature, max_rows: int, rest: memoryview, 
         if name in found:
             raise DecodeError(f"input {name!r} is there twice")
         shape = _shape(item.get("shape"), name)
-        if shape[0] > max_rows:
-            raise FrameTooLarge(
-                f"input {name!r} has {shape[0]} rows and the limit is {max_rows}: max_request_rows in uwsgi.ini;"
-                " send them in several requests"
-            )
+        check_rows(shape[0], max_rows, f"input {name!r}")
         check_shape(shape, f"input {name!r}")
         dtype = _dtype(item.get("datatype"), spec)
         size = _parameters(item, f"input {name!r}").get("binary_data_size")

@@ -15,8 +15,8 @@ from werkzeug.http import parse_accept_header, parse_options_header
 
 from app import codec
 from app.dialects.dialect import JSON, Call, Encoded
+from app.limits import need
 from app.media import arrays, arrow, images, messages, tables
-from app.media.limits import need
 from serving.errors import NotAcceptable, UnsupportedMedia
 from serving.signature import STRING, TensorSpec
 from serving.task import Tensors

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from app.media.limits import check_bytes, check_rows, check_shape
+from app.limits import check_bytes, check_rows, check_shape
 from serving.errors import DecodeError, SignatureMismatch
 from serving.signature import NUMBERS, Signature, TensorSpec
 from serving.task import Tensor, Tensors

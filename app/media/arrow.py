@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from app.limits import check_bytes, check_rows, need
 from app.media import parquet as footer
 from app.media import tables
-from app.media.limits import check_bytes, check_rows, need
 from serving.errors import DecodeError, FrameTooLarge, SignatureMismatch
 from serving.signature import Signature, TensorSpec
 from serving.task import Tensor, Tensors

@@ -22,7 +22,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.formparser import MultiPartParser
 
 from app import codec
-from app.media.limits import check_bytes, check_rows, need
+from app.limits import check_bytes, check_rows, need
 from serving.errors import DecodeError, FrameTooLarge, SignatureMismatch, UnsupportedMedia
 from serving.signature import STRING, Signature, TensorSpec
 from serving.task import Tensor, Tensors

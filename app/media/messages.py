@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app import codec
-from app.media.limits import need
+from app.limits import need
 from serving.errors import DecodeError, FrameTooLarge
 from serving.signature import Signature
 from serving.task import Tensor, Tensors

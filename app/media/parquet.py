@@ -11,7 +11,7 @@ Source:   apache/parquet-format, parquet.thrift; apache/thrift, doc/specs/thrift
 import struct
 from typing import Any
 
-from app.media.limits import check_bytes, check_rows
+from app.limits import check_bytes, check_rows
 from serving.errors import DecodeError, FrameTooLarge, SignatureMismatch
 
 # the fields of a struct by their number and type, for what has another type than it should is passed over by readers

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from app.media.limits import check_rows
+from app.limits import check_rows
 from serving.errors import ClientError, DecodeError, FrameTooLarge, SignatureMismatch
 from serving.signature import EXACT_INTEGER, STRING, Signature, TensorSpec
 from serving.task import Tensor, Tensors

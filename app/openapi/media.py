@@ -14,8 +14,8 @@ from app import codec
 from app import media as types
 from app.dialects.dialect import Call, Route
 from app.dialects.plain import Plain
+from app.limits import need
 from app.media import arrays, arrow, images, messages, tables
-from app.media.limits import need
 from app.openapi.operation import BINARY, TEXT, Body, Schema
 from app.openapi.tensors import Model, one
 from serving.errors import ClientError

@@ -189,7 +189,7 @@ def test_a_model_that_gives_something_else_than_classes_failed():
         ({"examples": [{"a": {"b64": "!"}}]}, "Unable to base64 decode"),
         ({"examples": [{"a": 1}], "signature_name": 1}, "'signature_name' is not a string"),
         ({"examples": [{"a": 1}], "signature_name": "n"}, 'Serving signature name: "n" not found in signature def'),
-        ({"examples": [{}] * 65}, "has 65 examples and the limit is 64"),
+        ({"examples": [{}] * 65}, "has 65 rows and the limit is 64"),
     ],
 )
 def test_wrong_examples_are_told(body, words):

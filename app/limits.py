@@ -15,11 +15,11 @@ from serving.errors import FrameTooLarge, SignatureMismatch, UnsupportedMedia
 _MOST_ELEMENTS = 1 << 40
 
 
-def check_rows(rows: int, most: int) -> None:
+def check_rows(rows: int, most: float, what: str = "the body") -> None:
     """Raise where there are more rows than one request may have."""
     if rows > most:
         raise FrameTooLarge(
-            f"the body has {rows} rows and the limit is {most}: max_request_rows in uwsgi.ini;"
+            f"{what} has {rows} rows and the limit is {most}: max_request_rows in uwsgi.ini;"
             " send them in several requests"
         )
 
