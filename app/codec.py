@@ -80,10 +80,8 @@ def decode(
     value = load(body, (signature, *signatures.values()), max_rows)
     if envelope:
         value = _opened(value)
-    name = ""
-    if type(value) is dict and len(value) > 1 and "signature_name" in value and not _ENCODERS.keys().isdisjoint(value):
-        name, signature = _named(value, signatures)
-        spec = signature.only
+    name, signature = _named(value, signature, signatures)
+    spec = signature.only
     if envelope and type(columns := value.get("inputs")) is dict:
         # others beside them are ignored, as they are there
         own = {spec.name: columns[spec.name] for spec in signature.inputs if spec.name in columns}
@@ -113,16 +111,17 @@ def decode_value(
     value: Any, strings: int, words: bool, signature: Signature, max_rows: float, signatures: Mapping[str, Signature]
 ) -> tuple[Tensors, Encode, str]:
     """The same from what has been read in another way, with so many strings, names too; words: true or false."""
-    name = ""
-    if isinstance(value, dict) and "signature_name" in value and not _ENCODERS.keys().isdisjoint(value):
-        name, signature = _named(value, signatures)
-        # its value and the name of that
-        strings -= 2
+    name, signature = _named(value, signature, signatures)
+    # its value and the name of that
+    strings -= 2 * bool(name)
     inputs, encode = _decode_slowly(strings, value, words, signature, max_rows)
     return inputs, encode, name
 
 
-def _named(value: dict[str, Any], signatures: Mapping[str, Signature]) -> tuple[str, Signature]:
+def _named(value: Any, signature: Signature, signatures: Mapping[str, Signature]) -> tuple[str, Signature]:
+    """The signature that a value is for, and its name, which is taken out of it; "" and this one, if it names none."""
+    if type(value) is not dict or "signature_name" not in value or _ENCODERS.keys().isdisjoint(value):
+        return "", signature
     name = value.pop("signature_name")
     if type(name) is not str or name not in signatures:
         known = ", ".join(signatures)
@@ -145,9 +144,14 @@ def decode_bare(body: bytes, signature: Signature, max_rows: float = math.inf) -
     several = _depth(value) > len(spec.shape)
     rows = value if several else [value]
     check_rows(rows, max_rows)
-    tensor = None if has_words(body) else spec.packed(rows)
-    inputs = {spec.name: spec.array(rows) if tensor is None else tensor}
+    inputs = {spec.name: tensor(spec, rows, has_words(body))}
     return signature.completed(inputs), encode_rows if several else encode_row
+
+
+def tensor(spec: TensorSpec, rows: list[Any], words: bool) -> Tensor:
+    """An input from its rows; words: whether true or false may be among them."""
+    packed = None if words else spec.packed(rows)
+    return spec.array(rows) if packed is None else packed
 
 
 def decode_large(body: bytes, spec: TensorSpec, max_rows: float, bare: bool = False) -> tuple[Tensors, Encode] | None:
@@ -267,8 +271,9 @@ def _decode_slowly(
             f"the body is {kind}; expected an object: "
             '{"instances": [row, …]}, {"inputs": {name: rows}} or {name: value} for one row'
         )
+    # whether there are no strings but the names
     if "instances" not in value and "inputs" not in value:
-        return signature.instance(value, not words and _has_no_strings(strings, len(value))), encode_instance
+        return signature.instance(value, not words and strings == len(value)), encode_instance
     form = "instances" if "instances" in value else "inputs"
     others = [key for key in value if key != form]
     if others:
@@ -280,9 +285,9 @@ def _decode_slowly(
     check_rows(within, max_rows)
     if form == "instances":
         names = sum(len(row) for row in within if isinstance(row, dict)) if isinstance(within, list) else 0
-        return signature.instances(within, not words and _has_no_strings(strings, 1 + names)), encode_instances
+        return signature.instances(within, not words and strings == 1 + names), encode_instances
     names = len(within) if isinstance(within, dict) else 0
-    return signature.columns(within, not words and _has_no_strings(strings, 1 + names)), encode_columns
+    return signature.columns(within, not words and strings == 1 + names), encode_columns
 
 
 def _opened(value: Any) -> dict[str, Any]:
@@ -348,11 +353,6 @@ def _with_numbers(value: Any, depth: int) -> tuple[Any, int]:
         items = [_with_numbers(item, depth - 1) for item in value]
         return [item for item, _ in items], 1 + sum(lists for _, lists in items)
     return (value.as_list(), 1) if type(value) is simdjson.Array else (value, 0)
-
-
-def _has_no_strings(strings: float, names: int) -> bool:
-    """Whether the names of so many values are all strings that there are."""
-    return strings == names
 
 
 def check_rows(value: object, max_rows: float) -> None:

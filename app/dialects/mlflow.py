@@ -129,8 +129,7 @@ class _Reader:
             rows = _with_nan(rows, len(spec.shape))
         elif spec.binary:
             rows = [_bytes(spec, item) for item in rows]
-        tensor = None if self._words else spec.packed(rows)
-        return spec.array(rows) if tensor is None else tensor
+        return codec.tensor(spec, rows, self._words)
 
 
 def _with_nan(value: Any, axes: int) -> Any:

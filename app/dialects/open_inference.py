@@ -155,8 +155,7 @@ def _inputs(listed: Any, signature: Signature, max_rows: int, rest: memoryview, 
     if not isinstance(listed, list) or not listed:
         raise DecodeError("'inputs' is missing, or no list, or empty")
     specs = {spec.name: spec for spec in signature.inputs}
-    # which would be taken for numbers
-    plain = b"true" not in body and b"false" not in body
+    words = codec.has_words(body)
     found: Tensors = {}
     for item in listed:
         name = item.get("name") if isinstance(item, dict) else None
@@ -173,7 +172,7 @@ def _inputs(listed: Any, signature: Signature, max_rows: int, rest: memoryview, 
         dtype = _dtype(item.get("datatype"), spec)
         size = _parameters(item, f"input {name!r}").get("binary_data_size")
         if size is None:
-            tensor = _of_json(name, dtype, shape, item.get("data"), plain)
+            tensor = _of_json(name, dtype, shape, item.get("data"), words)
         else:
             if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(rest):
                 raise DecodeError(
@@ -186,13 +185,7 @@ def _inputs(listed: Any, signature: Signature, max_rows: int, rest: memoryview, 
         found[name] = tensor
     if len(rest):
         raise DecodeError(f"the body has {len(rest)} bytes behind the last tensor")
-    if len(found) == len(specs):
-        # in the order of the signature: others of the same kind are merged with it
-        return found if len(found) == 1 else {name: found[name] for name in specs}
-    if missing := [spec.name for spec in specs.values() if spec.name not in found and spec.default is None]:
-        raise SignatureMismatch(f"input {', '.join(map(repr, missing))} is missing; the model takes {signature}")
-    rows = signature.rows(found)
-    return {name: found[name] if name in found else spec.defaults(rows) for name, spec in specs.items()}
+    return signature.completed(found)
 
 
 def _shape(sizes: Any, name: str) -> tuple[int, ...]:
@@ -223,7 +216,7 @@ def _flat(name: str, dtype: str, size: int) -> TensorSpec:
     return TensorSpec(name, dtype, (size,))
 
 
-def _of_json(name: str, dtype: str, shape: tuple[int, ...], data: Any, plain: bool) -> Tensor:
+def _of_json(name: str, dtype: str, shape: tuple[int, ...], data: Any, words: bool) -> Tensor:
     if dtype == "float16":
         raise DecodeError(f"input {name!r} is FP16, which has no JSON form: send it as binary data")
     size = math.prod(shape)
@@ -237,7 +230,7 @@ def _of_json(name: str, dtype: str, shape: tuple[int, ...], data: Any, plain: bo
     if not isinstance(data, list):
         raise DecodeError(f"input {name!r} has no 'data', and no binary_data_size either")
     if data and isinstance(data[0], list) and len(shape) > 1:
-        tensor = _tensor(TensorSpec(name, dtype, shape[1:]), data, plain)
+        tensor = codec.tensor(TensorSpec(name, dtype, shape[1:]), data, words)
         if len(tensor) != shape[0]:
             raise SignatureMismatch(f"input {name!r} has {len(tensor)} rows of data and shape {list(shape)}")
         return tensor
@@ -245,12 +238,7 @@ def _of_json(name: str, dtype: str, shape: tuple[int, ...], data: Any, plain: bo
         raise SignatureMismatch(f"input {name!r} has {len(data)} elements of data and shape {list(shape)}")
     if not size:
         return np.zeros(shape, object if dtype == STRING else dtype)
-    return _tensor(_flat(name, dtype, size), [data], plain).reshape(shape)
-
-
-def _tensor(spec: TensorSpec, value: list[Any], plain: bool) -> Tensor:
-    packed = spec.packed(value) if plain else None
-    return spec.array(value) if packed is None else packed
+    return codec.tensor(_flat(name, dtype, size), [data], words).reshape(shape)
 
 
 def _of_bytes(name: str, dtype: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
