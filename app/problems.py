@@ -51,7 +51,7 @@ def of_error(error: ServingError, request_id: str) -> bytes:
 
 
 def register(app: Flask, form: Callable[[str, int, str], bytes | None]) -> None:
-    """Answer what Flask itself refuses with a problem body, and name the request in every answer.
+    """Answer what Flask or a route refuses with a problem body, and name the request in every answer.
 
     form: the body for a path, a status and a text where its dialect has one of its own.
     """
@@ -62,27 +62,26 @@ def register(app: Flask, form: Callable[[str, int, str], bytes | None]) -> None:
             response.headers["X-Request-ID"] = request_id(request.environ)
         return response
 
+    def answer(status: int, code: str, title: str, detail: str) -> Response:
+        id = request_id(request.environ)
+        own = form(request.path, status, detail)
+        told = body(status, code, title, detail, id) if own is None else own
+        return Response(told, status, {"X-Request-ID": id}, mimetype=MEDIA_TYPE if own is None else "application/json")
+
     @app.errorhandler(ServingError)
     def refusal(error: ServingError) -> Response:
-        id = request_id(request.environ)
-        return Response(of_error(error, id), error.status, {"X-Request-ID": id}, mimetype=MEDIA_TYPE)
+        return answer(error.status, error.code, error.title, str(error))
 
     @app.errorhandler(HTTPException)
     def problem(error: HTTPException) -> Response:
         status = error.code or 500
-        id = request_id(request.environ)
         response = error.get_response(request.environ)
         code = _CODES.get(status, "bad_request" if status < 500 else "internal")
         detail = {
             404: f"there is nothing at {request.path}; predictions are POST /predict",
             405: f"{request.method} is not for {request.path}; it takes {response.headers.get('Allow', 'others')}",
         }.get(status, error.description or error.name)
-        own = form(request.path, status, detail)
-        if own is None:
-            answer = Response(body(status, code, error.name, detail, id), status, mimetype=MEDIA_TYPE)
-        else:
-            answer = Response(own, status, mimetype="application/json")
-        answer.headers["X-Request-ID"] = id
+        told = answer(status, code, error.name, detail)
         if "Allow" in response.headers:
-            answer.headers["Allow"] = response.headers["Allow"]
-        return answer
+            told.headers["Allow"] = response.headers["Allow"]
+        return told

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from flask import Blueprint, Response, jsonify, request
 
 from app import codec
-from app.dialects import open_inference
 from app.versions import Version, versions
-from serving.errors import ClientError, Forbidden, LoadFailed, ModelNotFound, ServingError
+from serving.errors import ClientError, Forbidden, LoadFailed, ModelNotFound
 from serving.plan import PlanFile
 from serving.settings import Settings
 from serving.store import Board
@@ -57,10 +56,6 @@ def blueprint(settings: Settings, board: Board, plan: PlanFile, loads: Callable[
         card = board.card()
         if card is None or card.name != name:
             raise ModelNotFound(f"the model here is {card.name if card else 'being loaded'}, not {name[:64]!r}")
-
-    @repository.errorhandler(ServingError)
-    def refusal(error: ServingError) -> Response:
-        return Response(open_inference.problem(error.status, str(error)), error.status, mimetype="application/json")
 
     return repository
 

@@ -407,10 +407,6 @@ def blueprint(board: Board, plan: PlanFile) -> Blueprint:
         found.get(f"/v2/models/<model>{named}", endpoint=f"metadata{len(named)}")(metadata)
         found.get(f"/v2/models/<model>{named}/ready", endpoint=f"ready{len(named)}")(model_ready)
 
-    @found.errorhandler(ServingError)
-    def refusal(error: ServingError) -> Response:
-        return Response(problem(error.status, str(error)), error.status, mimetype=JSON[1])
-
     return found
 
 

@@ -220,10 +220,6 @@ def blueprint(board: Board, plan: PlanFile) -> Blueprint:
         found.get(f"/v1/models/<model>{named}", endpoint=f"status{len(named)}")(status)
         found.get(f"/v1/models/<model>{named}/metadata", endpoint=f"metadata{len(named)}")(metadata)
 
-    @found.errorhandler(ServingError)
-    def refusal(error: ServingError) -> Response:
-        return Response(problem(error.status, str(error)), error.status, mimetype=JSON[1])
-
     return found
 
 
