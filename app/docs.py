@@ -12,10 +12,9 @@ from pathlib import Path
 
 from flask import Blueprint, Response, abort, request
 
-from app.health import shows_samples
+from app.health import loaded, shows_samples
 from app.openapi import Document, document
 from app.openapi.tensors import Model
-from serving.errors import ModelLoading
 from serving.model import ModelCard
 from serving.settings import Settings
 from serving.store import Board
@@ -37,9 +36,7 @@ def blueprint(settings: Settings, board: Board) -> Blueprint:
     known: dict[bool, tuple[ModelCard, Document]] = {}
 
     def told() -> Document:
-        card = board.card()
-        if card is None:
-            raise ModelLoading("no replica has loaded the model; /readyz shows how far they are, and why not")
+        card = loaded(board)
         samples = shows_samples(settings)
         # the board gives the same card until another is written
         if samples not in known or known[samples][0] is not card:

@@ -8,6 +8,8 @@ Runs in:  worker.
 import orjson
 from flask import Blueprint, Response, request
 
+from serving.errors import ModelLoading
+from serving.model import ModelCard
 from serving.plan import PlanFile
 from serving.settings import Settings
 from serving.store import Board
@@ -19,6 +21,19 @@ SUPERVISOR = "SUPERVISOR"
 def shows_samples(settings: Settings) -> bool:
     """Whether the answer to the request at hand may have the model's sample in it."""
     return settings.public_sample or SUPERVISOR in request.environ
+
+
+def loaded(board: Board) -> ModelCard:
+    """The card of the model; ModelLoading before any replica has loaded it."""
+    card = board.card()
+    if card is None:
+        raise ModelLoading("no replica has loaded the model; /readyz shows how far they are, and why not")
+    return card
+
+
+def is_ready(board: Board) -> bool:
+    """Whether a request that names no version can be predicted."""
+    return any(record.default for record in board.ready())
 
 
 def blueprint(settings: Settings, board: Board, plan: PlanFile) -> Blueprint:

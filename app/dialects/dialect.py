@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import orjson
+from flask import Response
+
 from serving.errors import ServingError
 from serving.model import ModelCard
 from serving.task import Reply, Tensors
@@ -18,6 +21,11 @@ Headers = list[tuple[str, str]]
 Encoded = tuple[Headers, bytes]
 
 JSON: tuple[str, str] = ("Content-Type", "application/json")
+
+
+def answer(value: Any, status: int = 200) -> Response:
+    """A value in JSON, as what is no prediction is answered."""
+    return Response(orjson.dumps(value), status, mimetype=JSON[1])
 
 
 @dataclass(frozen=True, slots=True)

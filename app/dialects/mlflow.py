@@ -28,6 +28,7 @@ from flask import Blueprint, Response
 
 from app import codec
 from app.dialects.dialect import JSON
+from app.health import is_ready
 from serving.errors import DecodeError, ServingError, SignatureMismatch, UnsupportedMedia
 from serving.signature import Signature, TensorSpec
 from serving.store import Board
@@ -258,7 +259,6 @@ def blueprint(board: Board) -> Blueprint:
 
     @found.get("/health")
     def health() -> Response:
-        ready = any(record.default for record in board.ready())
-        return Response("\n", 200 if ready else 503, mimetype=JSON[1])
+        return Response("\n", 200 if is_ready(board) else 503, mimetype=JSON[1])
 
     return found

@@ -22,14 +22,14 @@ import orjson
 from flask import Blueprint, Response
 
 from app import codec
-from app.dialects.dialect import JSON, Asked, Call, Encoded, Headers, Route
+from app.dialects.dialect import JSON, Asked, Call, Encoded, Headers, Route, answer
+from app.health import is_ready, loaded
 from app.limits import check_rows, check_shape
 from app.media import arrays
 from app.versions import versions
 from serving.errors import (
     ClientError,
     DecodeError,
-    ModelLoading,
     ModelNotFound,
     ServingError,
     SignatureMismatch,
@@ -357,9 +357,7 @@ def blueprint(board: Board, plan: PlanFile) -> Blueprint:
     found = Blueprint("open_inference", __name__)
 
     def wanted(model: str, version: str) -> ModelCard:
-        card = board.card()
-        if card is None:
-            raise ModelLoading("no replica has loaded the model; /readyz shows how far they are, and why not")
+        card = loaded(board)
         if model != card.name:
             raise ModelNotFound(
                 f"Request for unknown model: '{model[:64]}' is not found; the model here is {card.name!r}"
@@ -368,32 +366,29 @@ def blueprint(board: Board, plan: PlanFile) -> Blueprint:
             raise ModelNotFound(f"Request for unknown model: '{model}' version {version[:64]} is not found")
         return card
 
-    def is_ready(version: str = "") -> bool:
-        if version:
-            return version in board.versions()
-        return any(record.default for record in board.ready())
-
     @found.get("/v2")
     @found.get("/v2/")
     def server() -> Response:
-        return _json({"name": "muleteer", "version": "0.1.0", "extensions": EXTENSIONS})
+        return answer({"name": "muleteer", "version": "0.1.0", "extensions": EXTENSIONS})
 
     @found.get("/v2/health/live")
     def live() -> Response:
-        return _json({"live": True})
+        return answer({"live": True})
 
     @found.get("/v2/health/ready")
     def ready() -> Response:
-        return _json({"ready": is_ready()}, 200 if is_ready() else 503)
+        well = is_ready(board)
+        return answer({"ready": well}, 200 if well else 503)
 
     def model_ready(model: str, version: str = "") -> Response:
-        well = is_ready(version) if wanted(model, version) else False
-        return _json({"name": model, "ready": well}, 200 if well else 503)
+        wanted(model, version)
+        well = version in board.versions() if version else is_ready(board)
+        return answer({"name": model, "ready": well}, 200 if well else 503)
 
     def metadata(model: str, version: str = "") -> Response:
         card = wanted(model, version)
         numbers = [str(one.number) for one in versions(board, plan) if not one.refused]
-        return _json(
+        return answer(
             {
                 "name": card.name,
                 "versions": [version] if version else numbers,
@@ -416,7 +411,3 @@ _PLATFORMS = {"tensorflow": "tensorflow_savedmodel", "onnx": "onnx_onnxv1", "tor
 
 def _told(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": [-1, *spec.shape]}
-
-
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(value), status, mimetype=JSON[1])

@@ -19,12 +19,12 @@ Source:   docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code
 
 from typing import Any
 
-import orjson
 from flask import Blueprint, Response
 
 from app import codec, media
 from app.dialects import mlflow
-from app.dialects.dialect import JSON, Asked, Call, Encoded, Route
+from app.dialects.dialect import JSON, Asked, Call, Encoded, Route, answer
+from app.health import is_ready
 from app.media import arrow, tables
 from serving.errors import ServingError, SignatureMismatch
 from serving.settings import Settings
@@ -120,9 +120,8 @@ def blueprint(settings: Settings, board: Board) -> Blueprint:
     @found.get("/ping")
     def ping() -> Response:
         """For SageMaker, MLflow's clients and TorchServe's: the first two look at the status alone."""
-        ready = any(record.default for record in board.ready())
-        told = {"status": "Healthy" if ready else "Unhealthy"}
-        return Response(orjson.dumps(told), 200 if ready else 503, mimetype=JSON[1])
+        well = is_ready(board)
+        return answer({"status": "Healthy" if well else "Unhealthy"}, 200 if well else 503)
 
     @found.get("/execution-parameters")
     def execution_parameters() -> Response:
@@ -132,6 +131,6 @@ def blueprint(settings: Settings, board: Board) -> Blueprint:
             "BatchStrategy": "MULTI_RECORD",
             "MaxPayloadInMB": payload_mb,
         }
-        return Response(orjson.dumps(told), mimetype=JSON[1])
+        return answer(told)
 
     return found

@@ -16,13 +16,13 @@ from flask import Blueprint, Response, request
 
 from app import codec
 from app.dialects import example
-from app.dialects.dialect import JSON, Asked, Call, Encoded, Route
+from app.dialects.dialect import JSON, Asked, Call, Encoded, Route, answer
+from app.health import loaded
 from app.versions import Version, versions
 from serving.errors import (
     ClientError,
     DecodeError,
     EngineError,
-    ModelLoading,
     ModelNotFound,
     ServingError,
     SignatureMismatch,
@@ -188,9 +188,7 @@ def blueprint(board: Board, plan: PlanFile) -> Blueprint:
         if ":" in model:
             # its words for a verb with another method
             raise ClientError(f"Malformed request: GET {request.path}; it takes POST")
-        card = board.card()
-        if card is None:
-            raise ModelLoading("no replica has loaded the model; /readyz shows how far they are, and why not")
+        card = loaded(board)
         some = [
             one
             for one in versions(board, plan)
@@ -204,17 +202,17 @@ def blueprint(board: Board, plan: PlanFile) -> Blueprint:
     def models() -> Response:
         """The models that there are, which TensorFlow Serving cannot tell."""
         card = board.card()
-        return _json({"models": [{"name": card.name}] if card else []})
+        return answer({"models": [{"name": card.name}] if card else []})
 
     def status(model: str, version: str = "", label: str = "") -> Response:
         _, some = wanted(model, version, label)
-        return _json({"model_version_status": [_status(one) for one in some]})
+        return answer({"model_version_status": [_status(one) for one in some]})
 
     def metadata(model: str, version: str = "", label: str = "") -> Response:
         card, some = wanted(model, version, label)
         signatures = {name: _signature(signature) for name, signature in card.signatures.items()}
         spec = {"name": card.name, "signature_name": "", "version": str(some[-1].number)}
-        return _json({"model_spec": spec, "metadata": {"signature_def": {"signature_def": signatures}}})
+        return answer({"model_spec": spec, "metadata": {"signature_def": {"signature_def": signatures}}})
 
     for named in _NAMED:
         found.get(f"/v1/models/<model>{named}", endpoint=f"status{len(named)}")(status)
@@ -246,7 +244,3 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
     sizes = [{"size": str(size), "name": ""} for size in (-1, *spec.shape)]
     shape = {"dim": sizes, "unknown_rank": False}
     return {"dtype": _TYPES[spec.dtype], "tensor_shape": shape, "name": f"{spec.name}:0"}
-
-
-def _json(value: Any) -> Response:
-    return Response(orjson.dumps(value), mimetype=JSON[1])
