@@ -9,6 +9,7 @@ Source:   kserve/open-inference-protocol, specification/protocol/inference_rest.
           docs/protocol/extension_binary_data.md, extension_parameters.md, extension_model_repository.md.
 """
 
+import importlib.metadata
 import math
 import re
 import struct
@@ -355,6 +356,7 @@ def _packed(headers: Headers, body: bytes, accepted: str) -> Encoded:
 def blueprint(board: Board, plan: PlanFile) -> Blueprint:
     """GET /v2 and below: health and metadata."""
     found = Blueprint("open_inference", __name__)
+    about = {"name": "muleteer", "version": importlib.metadata.version("muleteer"), "extensions": EXTENSIONS}
 
     def wanted(model: str, version: str) -> ModelCard:
         card = loaded(board)
@@ -369,7 +371,7 @@ def blueprint(board: Board, plan: PlanFile) -> Blueprint:
     @found.get("/v2")
     @found.get("/v2/")
     def server() -> Response:
-        return answer({"name": "muleteer", "version": "0.1.0", "extensions": EXTENSIONS})
+        return answer(about)
 
     @found.get("/v2/health/live")
     def live() -> Response:

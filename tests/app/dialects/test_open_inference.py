@@ -3,7 +3,9 @@
 import gzip
 import json
 import struct
+import tomllib
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -397,7 +399,9 @@ def test_health_and_metadata(make_chain):
     assert chain.get("/v2/models/double").status_code == 503
     chain.ready()
     assert chain.get("/v2/health/ready").json == {"ready": True}
-    assert chain.get("/v2").json["extensions"] == list(EXTENSIONS)
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    about = {"name": project["name"], "version": project["version"], "extensions": list(EXTENSIONS)}
+    assert chain.get("/v2").json == chain.get("/v2/").json == about
     told = chain.get("/v2/models/double/versions/3").json
     assert (told["name"], told["versions"]) == ("double", ["3"])
     assert told["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, -1]}]
