@@ -12,34 +12,24 @@ Source:   kserve/open-inference-protocol, specification/protocol/inference_rest.
 import importlib.metadata
 import math
 import re
-import struct
 import zlib
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import orjson
 from flask import Blueprint, Response
 
 from app import codec
+from app.dialects import datatypes
 from app.dialects.dialect import JSON, Asked, Call, Encoded, Headers, Route, answer
 from app.health import is_ready, loaded
-from app.limits import check_rows, check_shape
-from app.media import arrays
 from app.versions import versions
-from serving.errors import (
-    ClientError,
-    DecodeError,
-    ModelNotFound,
-    ServingError,
-    SignatureMismatch,
-)
+from serving.errors import ClientError, DecodeError, ModelNotFound, ServingError, SignatureMismatch
 from serving.model import ModelCard
 from serving.plan import PlanFile
 from serving.signature import STRING, Signature, TensorSpec
 from serving.store import Board
-from serving.task import Reply, Tensor, Tensors
+from serving.task import Reply, Tensors
 
 PREFIX = "/v2"
 _NAMED = ("", "/versions/<version>")
@@ -48,18 +38,8 @@ EXTENSIONS = ("binary_tensor_data", "model_repository", "parameters", "schedule_
 _PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 LENGTH = "Inference-Header-Content-Length"
 _BINARY = ("Content-Type", "application/octet-stream")
-_DTYPES = {
-    "BOOL": "bool",
-    "FP16": "float16",
-    "FP32": "float32",
-    "FP64": "float64",
-    "BYTES": STRING,
-} | {f"{sign.upper()}INT{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
-DATATYPES = {dtype: datatype for datatype, dtype in _DTYPES.items()}
 # smaller ones gain nothing by it
 _LEAST_PACKED_BYTES = 1024
-# of the sizes of a tensor on the wire
-_MOST_AXES = 32
 
 
 def route(path: str) -> Route | None:
@@ -167,19 +147,17 @@ def _inputs(listed: Any, signature: Signature, max_rows: int, rest: memoryview, 
             raise SignatureMismatch(f"input {name[:64]!r} is unknown; the model takes {', '.join(map(repr, specs))}")
         if name in found:
             raise DecodeError(f"input {name!r} is there twice")
-        shape = _shape(item.get("shape"), name)
-        check_rows(shape[0], max_rows, f"input {name!r}")
-        check_shape(shape, f"input {name!r}")
-        dtype = _dtype(item.get("datatype"), spec)
+        shape = datatypes.shape(item.get("shape"), name, max_rows)
+        dtype = datatypes.dtype(item.get("datatype"), spec)
         size = _parameters(item, f"input {name!r}").get("binary_data_size")
         if size is None:
-            tensor = _of_json(name, dtype, shape, item.get("data"), words)
+            tensor = datatypes.of_json(name, dtype, shape, item.get("data"), words)
         else:
             if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(rest):
                 raise DecodeError(
                     f"input {name!r} has binary_data_size {str(size)[:32]}, and {len(rest)} bytes are left"
                 )
-            tensor, rest = _of_bytes(name, dtype, shape, rest[:size]), rest[size:]
+            tensor, rest = datatypes.of_bytes(name, dtype, shape, rest[:size]), rest[size:]
         if tensor.dtype != spec.numpy:
             tensor = tensor.astype(spec.numpy)
         spec.check(tensor)
@@ -187,87 +165,6 @@ def _inputs(listed: Any, signature: Signature, max_rows: int, rest: memoryview, 
     if len(rest):
         raise DecodeError(f"the body has {len(rest)} bytes behind the last tensor")
     return signature.completed(found)
-
-
-def _shape(sizes: Any, name: str) -> tuple[int, ...]:
-    if not isinstance(sizes, list) or any(type(size) is not int or size < 0 for size in sizes):
-        raise DecodeError(f"input {name!r} has no 'shape', a list of sizes")
-    if not sizes or len(sizes) > _MOST_AXES:
-        raise DecodeError(f"input {name!r} has {len(sizes)} axes; the first one is the rows")
-    if not sizes[0]:
-        raise SignatureMismatch(f"input {name!r}: there are no rows")
-    return tuple(sizes)
-
-
-def _dtype(datatype: Any, spec: TensorSpec) -> str:
-    """The dtype that a client sends; one that the model's can hold without loss will do."""
-    dtype = _DTYPES.get(datatype) if isinstance(datatype, str) else None
-    if dtype is None:
-        raise DecodeError(f"input {spec.name!r} has datatype {str(datatype)[:32]!r}; it is one of {', '.join(_DTYPES)}")
-    fits = dtype == spec.dtype or (
-        STRING not in (dtype, spec.dtype) and "bool" not in (dtype, spec.dtype) and np.can_cast(dtype, spec.dtype)
-    )
-    if not fits:
-        raise SignatureMismatch(f"input {spec.name!r} has datatype {datatype}; the model takes {DATATYPES[spec.dtype]}")
-    return dtype
-
-
-@lru_cache(256)
-def _flat(name: str, dtype: str, size: int) -> TensorSpec:
-    return TensorSpec(name, dtype, (size,))
-
-
-def _of_json(name: str, dtype: str, shape: tuple[int, ...], data: Any, words: bool) -> Tensor:
-    if dtype == "float16":
-        raise DecodeError(f"input {name!r} is FP16, which has no JSON form: send it as binary data")
-    size = math.prod(shape)
-    if isinstance(data, np.ndarray):
-        if len(data) == size and dtype.startswith("float"):
-            with np.errstate(over="ignore"):
-                tensor = data.astype(dtype)
-            if np.isfinite(tensor).all():
-                return tensor.reshape(shape)
-        data = data.tolist()
-    if not isinstance(data, list):
-        raise DecodeError(f"input {name!r} has no 'data', and no binary_data_size either")
-    if data and isinstance(data[0], list) and len(shape) > 1:
-        tensor = codec.tensor(TensorSpec(name, dtype, shape[1:]), data, words)
-        if len(tensor) != shape[0]:
-            raise SignatureMismatch(f"input {name!r} has {len(tensor)} rows of data and shape {list(shape)}")
-        return tensor
-    if len(data) != size:
-        raise SignatureMismatch(f"input {name!r} has {len(data)} elements of data and shape {list(shape)}")
-    if not size:
-        return np.zeros(shape, object if dtype == STRING else dtype)
-    return codec.tensor(_flat(name, dtype, size), [data], words).reshape(shape)
-
-
-def _of_bytes(name: str, dtype: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
-    """A tensor of raw data."""
-    if dtype == STRING:
-        return _texts(name, shape, data)
-    return arrays.numbers(data, np.dtype(dtype).newbyteorder("<"), shape, f"input {name!r}")
-
-
-def _texts(name: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
-    """Strings, each with its length before it in four bytes."""
-    count, position = math.prod(shape), 0
-    found: list[bytes] = []
-    if count > len(data) // 4:
-        raise SignatureMismatch(f"input {name!r} has {len(data)} bytes, too few for {count} strings")
-    for _ in range(count):
-        start = position + 4
-        if start > len(data):
-            raise SignatureMismatch(f"input {name!r} ends after {len(found)} of {count} strings")
-        position = start + struct.unpack_from("<I", data, position)[0]
-        if position > len(data):
-            raise SignatureMismatch(f"input {name!r} has a string that goes on past its end")
-        found.append(bytes(data[start:position]))
-    if position != len(data):
-        raise SignatureMismatch(f"input {name!r} has {len(data) - position} bytes behind its last string")
-    tensor = np.empty(count, object)
-    tensor[:] = found
-    return tensor.reshape(shape)
 
 
 def _raw(body: bytes, signature: Signature) -> Tensors:
@@ -282,9 +179,9 @@ def _raw(body: bytes, signature: Signature) -> Tensors:
         if math.prod(spec.shape) not in (1, -1):
             raise SignatureMismatch(f"input {spec.name!r}: one row is {spec}, and raw binary data is one string")
         sizes = tuple(1 for _ in spec.shape)
-        return {spec.name: _texts(spec.name, (1, *sizes), memoryview(body))}
-    sizes = spec.sizes(len(body) // spec.numpy.itemsize)
-    return {spec.name: _of_bytes(spec.name, spec.dtype, (1, *sizes), memoryview(body))}
+    else:
+        sizes = spec.sizes(len(body) // spec.numpy.itemsize)
+    return {spec.name: datatypes.of_bytes(spec.name, spec.dtype, (1, *sizes), memoryview(body))}
 
 
 class _Encoder:
@@ -303,12 +200,12 @@ class _Encoder:
         for name, binary in wanted.items():
             tensor = reply.outputs[name]
             dtype = STRING if tensor.dtype.kind == "O" else tensor.dtype.name
-            output: dict[str, Any] = {"name": name, "datatype": DATATYPES[dtype], "shape": list(tensor.shape)}
+            output: dict[str, Any] = {"name": name, "datatype": datatypes.DATATYPES[dtype], "shape": list(tensor.shape)}
             if binary:
-                parts.append(raw(tensor))
+                parts.append(datatypes.raw(tensor))
                 output["parameters"] = {"binary_data_size": len(parts[-1])}
             else:
-                output["data"] = _data(name, tensor)
+                output["data"] = datatypes.listed(name, tensor)
             told.append(output)
         about: dict[str, Any] = {"model_name": self._card.name, "model_version": str(reply.version)}
         if self._id is not None:
@@ -322,24 +219,6 @@ class _Encoder:
             headers = [_BINARY, (LENGTH, str(len(head)))]
             body = b"".join([head, *parts])
         return _packed(headers, body, self._packing)
-
-
-def raw(tensor: Tensor) -> bytes:
-    """A tensor as raw data."""
-    if tensor.dtype.kind != "O":
-        return arrays.packed(tensor)
-    return b"".join(struct.pack("<I", len(item)) + item for item in tensor.ravel().tolist())
-
-
-def _data(name: str, tensor: Tensor) -> Any:
-    if tensor.dtype == np.float16:
-        raise ClientError(f"output {name!r} is FP16, which has no JSON form: ask for it as binary data")
-    if tensor.dtype.kind != "O":
-        return tensor.reshape(-1)
-    try:
-        return [item.decode() for item in tensor.ravel().tolist()]
-    except UnicodeDecodeError:
-        raise ClientError(f"output {name!r} is not UTF-8: ask for it as binary data") from None
 
 
 def _packed(headers: Headers, body: bytes, accepted: str) -> Encoded:
@@ -412,4 +291,4 @@ _PLATFORMS = {"tensorflow": "tensorflow_savedmodel", "onnx": "onnx_onnxv1", "tor
 
 
 def _told(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": [-1, *spec.shape]}
+    return {"name": spec.name, "datatype": datatypes.DATATYPES[spec.dtype], "shape": [-1, *spec.shape]}

@@ -7,7 +7,8 @@ from typing import Any
 
 import orjson
 
-from app.dialects.open_inference import DATATYPES, LENGTH, raw
+from app.dialects.datatypes import DATATYPES, raw
+from app.dialects.open_inference import LENGTH
 from app.openapi.operation import BINARY, JSON, Body, Example, Operation, Schema, prediction
 from app.openapi.tensorflow_serving import ERROR
 from app.openapi.tensors import Model, array
