@@ -281,8 +281,10 @@ def numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas between them") from error
 
 
-def add_tries(parser: argparse.ArgumentParser) -> None:
-    """The option --tries."""
+def add_options(parser: argparse.ArgumentParser, seconds: float, repeats: int) -> None:
+    """How long and how often to measure, and where the results go."""
+    parser.add_argument("--seconds", type=float, default=seconds, metavar="S", help=f"a measurement ({seconds:g})")
+    parser.add_argument("--repeats", type=int, default=repeats, metavar="N", help=f"of all of it ({repeats})")
     parser.add_argument(
         "--tries",
         type=int,
@@ -290,6 +292,7 @@ def add_tries(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"of a measurement that others disturb, at the most ({measurement.TRIES})",
     )
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the results go (bench/results)")
 
 
 def _tree(text: str) -> tuple[str, Path]:
@@ -311,11 +314,8 @@ def main() -> int:
     parser.add_argument(
         "--clients", type=numbers, default=[], metavar="NUMBERS", help="as 1,16,64 (1,16,64; of sleep 1,4,16,64)"
     )
-    parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help=f"a measurement ({SECONDS:g})")
-    parser.add_argument("--repeats", type=int, default=REPEATS, metavar="N", help=f"of all of it ({REPEATS})")
-    add_tries(parser)
+    add_options(parser, SECONDS, REPEATS)
     parser.add_argument("--tree", type=_tree, action="append", default=[], metavar="NAME=DIR", help="another of ours")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the results go (bench/results)")
     arguments = parser.parse_args()
     trees = dict(arguments.tree)
     try:

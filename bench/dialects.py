@@ -27,7 +27,7 @@ import orjson
 
 import nginx
 from bench import arena, loadgen, measurement, report
-from bench.compare import RESULTS, add_tries, check_tools, names
+from bench.compare import add_options, check_tools, names
 from bench.contender import NGINX, Muleteer
 from bench.loadgen import Item
 from bench.measurement import Load, Measurement
@@ -149,11 +149,8 @@ def table(found: Sequence[Measurement], size: int) -> str:
 def main() -> int:
     """Run, write, and print the tables."""
     parser = argparse.ArgumentParser(prog="bench.dialects", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help=f"a measurement ({SECONDS:g})")
-    parser.add_argument("--repeats", type=int, default=REPEATS, metavar="N", help=f"of all of it ({REPEATS})")
-    add_tries(parser)
+    add_options(parser, SECONDS, REPEATS)
     parser.add_argument("--only", type=names(list(WAYS)), default=list(WAYS), metavar="NAMES", help="ways, by name")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the results go (bench/results)")
     arguments = parser.parse_args()
     try:
         check_tools()

@@ -35,8 +35,7 @@ from bench import arena, loadgen, measurement, plot, ranking, report
 from bench.compare import (
     INTERRUPTED,
     OURS,
-    RESULTS,
-    add_tries,
+    add_options,
     check_tools,
     contenders_of,
     names,
@@ -339,9 +338,7 @@ def _counted(folder: Path) -> "Counter[int]":
 def main() -> int:
     """Run, write, and print the tables."""
     parser = argparse.ArgumentParser(prog="bench.growth", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help=f"a measurement ({SECONDS:g})")
-    parser.add_argument("--repeats", type=int, default=REPEATS, metavar="N", help=f"of all of it ({REPEATS})")
-    add_tries(parser)
+    add_options(parser, SECONDS, REPEATS)
     for name, of, values in (
         ("mules", "mules", MULES),
         ("clients", "clients", CLIENTS),
@@ -357,7 +354,6 @@ def main() -> int:
         metavar="NAMES",
         help=f"beside ours, for the bodies ({','.join(BODY_PEERS)}); none: ''",
     )
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the results go (bench/results)")
     arguments = parser.parse_args()
     try:
         check_tools()
