@@ -1,50 +1,37 @@
-"""JSON in the forms that several dialects have: bytes into named tensors, named tensors into bytes.
+"""JSON in the forms that several dialects have, into named tensors; app/forms.py has the answers to them.
 
-    {"instances": [row, …]}            → {"predictions": [row, …]}
-    {"inputs": {name: rows}}           → {"outputs": {name: rows}}
-    {name: value, …}, one row          → {name: value, …}
-    [row, …] or row, bare              → [row, …] or row
+    {"instances": [row, …]}
+    {"inputs": {name: rows}}
+    {name: value, …}, one row
+    [row, …] or row, bare
 
 The first two may say which of the model's signatures they are for: "signature_name": "…" beside them.
 
-NaN, Infinity and -Infinity are read and written, as Python's json module spells them.  Bytes that are not UTF-8 are
-{"b64": "…"}, both ways.
+NaN, Infinity and -Infinity are read as Python's json module spells them.  Bytes that are not UTF-8 are {"b64": "…"}.
 
 Runs in:  worker.
 Shapes:   tensors are (rows, *spec.shape).
 Raises:   DecodeError, FrameTooLarge, SignatureMismatch.
 """
 
-import base64
 import json
 import math
 import sys
 import threading
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import orjson
 import simdjson
 
 from app import limits
+from app.forms import ENCODERS, Encode, encode_columns, encode_instance, encode_instances, encode_row, encode_rows
 from serving.errors import DecodeError, FrameTooLarge, SignatureMismatch
 from serving.signature import Signature, TensorSpec
 from serving.task import Tensor, Tensors
-
-# what stands in JSON for an output
-Told = Callable[[str, Tensor], Any]
-# what makes bytes of that
-Dump = Callable[[Any, Tensors], bytes]
-
-
-class Encode(Protocol):
-    """Outputs in one of the forms."""
-
-    def __call__(self, outputs: Tensors, told: Told = ..., dump: Dump = ...) -> bytes: ...
-
 
 _NONE: Mapping[str, Signature] = MappingProxyType({})
 
@@ -99,7 +86,7 @@ def decode_packed(value: Any, spec: TensorSpec, max_rows: float) -> tuple[Tensor
     if type(value) is not dict or len(value) != 1:
         return None
     ((form, rows),) = value.items()
-    encode = _ENCODERS.get(form)
+    encode = ENCODERS.get(form)
     if encode is None:
         tensor = spec.packed([rows]) if form == spec.name else None
     else:
@@ -120,7 +107,7 @@ def decode_value(
 
 def _named(value: Any, signature: Signature, signatures: Mapping[str, Signature]) -> tuple[str, Signature]:
     """The signature that a value is for, and its name, which is taken out of it; "" and this one, if it names none."""
-    if type(value) is not dict or "signature_name" not in value or _ENCODERS.keys().isdisjoint(value):
+    if type(value) is not dict or "signature_name" not in value or ENCODERS.keys().isdisjoint(value):
         return "", signature
     name = value.pop("signature_name")
     if type(name) is not str or name not in signatures:
@@ -189,7 +176,7 @@ def _decode_large(
                     name = str(document["signature_name"]) if others == ["signature_name"] else ""
                     taken = signatures.get(name)
                     spec = taken.only if taken else None
-                value, encode = document[form], _ENCODERS.get(form)
+                value, encode = document[form], ENCODERS.get(form)
                 if not encode and (others or spec is None or form != spec.name):
                     return None
             if spec is None or not _is_large(spec) or type(value) is not simdjson.Array:
@@ -380,83 +367,3 @@ def _load_slowly(body: bytes) -> Any:
     except ValueError:
         limit = sys.get_int_max_str_digits()
         raise DecodeError(f"the body holds a number of more than {limit} digits, which cannot be read") from None
-
-
-def _told(name: str, tensor: Tensor) -> Any:
-    return values(tensor)
-
-
-def dump(value: Any, outputs: Tensors) -> bytes:
-    """JSON in which tensors stand; outputs: those that there are."""
-    told = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-    # orjson writes NaN as null
-    if b"null" not in told or all(tensor.dtype.kind != "f" or np.isfinite(tensor).all() for tensor in outputs.values()):
-        return told
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_listed).encode()
-
-
-def _listed(part: Tensor | np.generic) -> Any:
-    # a tensor, or the one number that a row of it is; by way of text, so that a float32 keeps its short form
-    return (part.astype(str).astype(float) if part.dtype.kind == "f" else part).tolist()
-
-
-def encode_instances(outputs: Tensors, told: Told = _told, dump: Dump = dump) -> bytes:
-    """As the answer to rows."""
-    return dump({"predictions": rows(outputs, told)}, outputs)
-
-
-def encode_columns(outputs: Tensors, told: Told = _told, dump: Dump = dump) -> bytes:
-    """As the answer to columns."""
-    return dump({"outputs": {name: told(name, tensor) for name, tensor in outputs.items()}}, outputs)
-
-
-def encode_instance(outputs: Tensors, told: Told = _told, dump: Dump = dump) -> bytes:
-    """As the answer to one row by its names."""
-    return dump({name: told(name, tensor)[0] for name, tensor in outputs.items()}, outputs)
-
-
-def encode_rows(outputs: Tensors, told: Told = _told, dump: Dump = dump) -> bytes:
-    """As the answer to bare rows."""
-    return dump(rows(outputs, told), outputs)
-
-
-def encode_row(outputs: Tensors, told: Told = _told, dump: Dump = dump) -> bytes:
-    """As the answer to one bare row."""
-    return dump(rows(outputs, told)[0], outputs)
-
-
-def rows(outputs: Tensors, told: Told = _told) -> Any:
-    """The rows: bare values of one output, objects of several."""
-    columns = [(name, told(name, tensor)) for name, tensor in outputs.items()]
-    if len(columns) == 1:
-        return columns[0][1]
-    return [{name: column[row] for name, column in columns} for row in range(len(columns[0][1]))]
-
-
-def values(tensor: Tensor) -> Any:
-    """The tensor as it stands, or nested lists of texts."""
-    if tensor.dtype.kind != "O":
-        return tensor
-    return nested([text(item) for item in tensor.ravel().tolist()], tensor.shape)
-
-
-def nested(items: list[Any], shape: tuple[int, ...]) -> list[Any]:
-    """Lists as a tensor of this shape would have them."""
-    if len(shape) == 1:
-        return items
-    found = np.empty(len(items), object)
-    for index, item in enumerate(items):
-        found[index] = item
-    listed: list[Any] = found.reshape(shape).tolist()
-    return listed
-
-
-def text(item: Any) -> str | dict[str, str]:
-    """A string as JSON has it; bytes that are not UTF-8 in base64."""
-    try:
-        return str(item, "utf-8")
-    except UnicodeDecodeError:
-        return {"b64": base64.b64encode(item).decode()}
-
-
-_ENCODERS: dict[str, Encode] = {"instances": encode_instances, "inputs": encode_columns}

@@ -26,7 +26,7 @@ import numpy as np
 import orjson
 from flask import Blueprint, Response
 
-from app import codec
+from app import codec, forms
 from app.dialects.dialect import JSON
 from app.health import is_ready
 from serving.errors import DecodeError, ServingError, SignatureMismatch, UnsupportedMedia
@@ -81,7 +81,7 @@ def refuse_envelope(value: Mapping[str, Any]) -> DecodeError:
 def _told(name: str, tensor: Tensor) -> Any:
     if tensor.dtype.kind != "O":
         return tensor
-    return codec.nested([_text(item) for item in tensor.ravel().tolist()], tensor.shape)
+    return forms.nested([_text(item) for item in tensor.ravel().tolist()], tensor.shape)
 
 
 def _text(item: bytes) -> str:
@@ -91,9 +91,9 @@ def _text(item: bytes) -> str:
         return base64.encodebytes(item).decode()
 
 
-def encode(outputs: Tensors, told: codec.Told = _told, dump: codec.Dump = codec.dump) -> bytes:
+def encode(outputs: Tensors, told: forms.Told = _told, dump: forms.Dump = forms.dump) -> bytes:
     """As the answer to an envelope: bare values of one output, records of several."""
-    return codec.encode_instances(outputs, told, dump)
+    return forms.encode_instances(outputs, told, dump)
 
 
 def problem(status: int, text: str) -> bytes:

@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 from flask import Blueprint, Response
 
-from app import codec
+from app import codec, forms
 from app.dialects import datatypes
 from app.dialects.dialect import JSON, Asked, Call, Encoded, Headers, Route, answer
 from app.health import is_ready, loaded
@@ -210,7 +210,7 @@ class _Encoder:
         about: dict[str, Any] = {"model_name": self._card.name, "model_version": str(reply.version)}
         if self._id is not None:
             about["id"] = self._id
-        head = codec.dump(
+        head = forms.dump(
             {**about, "outputs": told}, {name: reply.outputs[name] for name, raw in wanted.items() if not raw}
         )
         headers: Headers = [JSON]

@@ -6,7 +6,7 @@ Runs in:  worker.
 from collections.abc import Callable
 from functools import partial
 
-from app import codec, media, problems
+from app import codec, forms, media, problems
 from app.dialects.dialect import JSON, Asked, Call, Encoded, Headers, Route
 from serving.errors import ServingError
 from serving.task import Reply
@@ -34,15 +34,15 @@ class Plain:
         return error.status, problems.MEDIA_TYPE, problems.of_error(error, request_id)
 
 
-def _told(encode: media.Encode, form: codec.Encode, reply: Reply) -> Encoded:
+def _told(encode: media.Encode, form: forms.Encode, reply: Reply) -> Encoded:
     return encode(reply.outputs, form)
 
 
-def _answer(encode: codec.Encode) -> Callable[[Reply], Encoded]:
+def _answer(encode: forms.Encode) -> Callable[[Reply], Encoded]:
     return lambda reply: (_HEADERS, encode(reply.outputs))
 
 
 # one for each form, made once
-_ANSWERS: dict[codec.Encode, Callable[[Reply], Encoded]] = {
-    encode: _answer(encode) for encode in (codec.encode_instances, codec.encode_columns, codec.encode_instance)
+_ANSWERS: dict[forms.Encode, Callable[[Reply], Encoded]] = {
+    encode: _answer(encode) for encode in (forms.encode_instances, forms.encode_columns, forms.encode_instance)
 }

@@ -21,7 +21,7 @@ from typing import Any
 
 from flask import Blueprint, Response
 
-from app import codec, media
+from app import codec, forms, media
 from app.dialects import mlflow
 from app.dialects.dialect import JSON, Asked, Call, Encoded, Route, answer
 from app.health import is_ready
@@ -35,7 +35,7 @@ PREFIX = "/invocations"
 RULES = (PREFIX,)
 problem = mlflow.problem
 # inputs, the form of an answer in JSON, and the signature
-Read = tuple[Tensors, codec.Encode, str]
+Read = tuple[Tensors, forms.Encode, str]
 # that a batch transform may send at once, in MB
 _MOST_AT_ONCE_MB = 100
 
@@ -74,13 +74,13 @@ class Invocations:
                 told = {"present": True, "absent": False}.get(options.get("header", ""))
                 header = tables.has_header(call.body, card.signature) if told is None else told
                 inputs = tables.decode(call.body, card.signature, rows, size, header, others=True)
-                return inputs, mlflow.encode if header else codec.encode_rows, ""
+                return inputs, mlflow.encode if header else forms.encode_rows, ""
             case "parquet":
                 return arrow.parquet(call.body, card.signature, rows, size, others=True), mlflow.encode, ""
             case "msgpack":
                 return media.decode(call, content_type)
             case _:
-                return media.decode(call, content_type)[0], codec.encode_rows, ""
+                return media.decode(call, content_type)[0], forms.encode_rows, ""
 
     def _json(self, call: Call) -> Read:
         card, body, most = call.card, call.body, call.max_rows
@@ -95,7 +95,7 @@ class Invocations:
             if found is None:
                 return self._object(call, value)
         inputs, encode = found
-        return card.signature.completed(inputs), encode if encode is codec.encode_instance else mlflow.encode, ""
+        return card.signature.completed(inputs), encode if encode is forms.encode_instance else mlflow.encode, ""
 
     def _object(self, call: Call, value: dict[str, Any]) -> Read:
         card = call.card
@@ -107,7 +107,7 @@ class Invocations:
             return mlflow.decode(value, call.body, card.signatures[name], call.max_rows), mlflow.encode, name
         if envelopes or not any(spec.name in value for spec in card.signature.inputs):
             raise mlflow.refuse_envelope(value)
-        return card.signature.instance(value), codec.encode_instance, ""
+        return card.signature.instance(value), forms.encode_instance, ""
 
 
 _ROUTE = Route(Invocations())

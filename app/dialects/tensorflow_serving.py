@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 from flask import Blueprint, Response, request
 
-from app import codec
+from app import codec, forms
 from app.dialects import example
 from app.dialects.dialect import JSON, Asked, Call, Encoded, Route, answer
 from app.health import loaded
@@ -67,7 +67,7 @@ class Predict:
         inputs, encode, signature = codec.decode(
             call.body, card.signature, call.max_rows, card.signatures, envelope=True
         )
-        return Asked(inputs, _rows if encode is codec.encode_instances else _columns, signature)
+        return Asked(inputs, _rows if encode is forms.encode_instances else _columns, signature)
 
     def refuse(self, error: ServingError, request_id: str, route: Route) -> tuple[int, str, bytes]:
         return error.status, JSON[1], problem(error.status, _told(error, route))
@@ -102,7 +102,7 @@ class Regress(Predict):
             raise EngineError(
                 f"Expected output Tensor shape to be either [batch_size] or [batch_size, 1]; got {found.shape}"
             )
-        return [JSON], codec.dump({"results": found.reshape(-1)}, reply.outputs)
+        return [JSON], forms.dump({"results": found.reshape(-1)}, reply.outputs)
 
 
 class Classify(Regress):
@@ -121,14 +121,14 @@ class Classify(Regress):
         rows = [
             [
                 [
-                    "" if classes is None else codec.text(classes[row, column]),
+                    "" if classes is None else forms.text(classes[row, column]),
                     0.0 if scores is None else scores[row, column].item(),
                 ]
                 for column in range(shape[1])
             ]
             for row in range(shape[0])
         ]
-        return [JSON], codec.dump({"results": rows}, outputs)
+        return [JSON], forms.dump({"results": rows}, outputs)
 
 
 _DIALECTS = {"predict": Predict(), "classify": Classify(), "regress": Regress()}
@@ -161,23 +161,23 @@ def _asked(model: str, version: str) -> str:
 
 
 def _rows(reply: Reply) -> Encoded:
-    return [JSON], codec.encode_instances(reply.outputs, _values)
+    return [JSON], forms.encode_instances(reply.outputs, _values)
 
 
 def _columns(reply: Reply) -> Encoded:
     outputs = reply.outputs
     if len(outputs) > 1:
-        return [JSON], codec.encode_columns(outputs, _values)
+        return [JSON], forms.encode_columns(outputs, _values)
     ((name, tensor),) = outputs.items()
-    return [JSON], codec.dump({"outputs": _values(name, tensor)}, outputs)
+    return [JSON], forms.dump({"outputs": _values(name, tensor)}, outputs)
 
 
 def _values(name: str, tensor: Tensor) -> Any:
     if tensor.dtype.kind != "O" or not name.endswith("_bytes"):
-        return codec.values(tensor)
+        return forms.values(tensor)
     # the name says that it is no text
     items = [{"b64": base64.b64encode(item).decode()} for item in tensor.ravel().tolist()]
-    return codec.nested(items, tensor.shape)
+    return forms.nested(items, tensor.shape)
 
 
 def blueprint(board: Board, plan: PlanFile) -> Blueprint:

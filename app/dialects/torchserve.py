@@ -23,7 +23,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 import orjson
 
-from app import codec, media
+from app import codec, forms, media
 from app.dialects.dialect import JSON, Asked, Call, Encoded, Route
 from serving.errors import DecodeError, ModelNotFound, ServingError
 from serving.signature import STRING
@@ -76,7 +76,7 @@ class Predictions:
         if spec is not None and (spec.dtype, spec.shape) == (STRING, ()) and type not in (JSON[1], _PARTS):
             text = np.empty(1, object)
             text[0] = body
-            return Asked(signature.completed({spec.name: text}), _encoded(codec.encode_row))
+            return Asked(signature.completed({spec.name: text}), _encoded(forms.encode_row))
         if type in ("", "application/octet-stream") and body.startswith(_IMAGES):
             # curl -T does not say what it sends; which image it is, is found out later
             sent = "image/jpeg"
@@ -86,12 +86,12 @@ class Predictions:
             inputs, encode, name = media.decode(call, sent)
             if kind != "msgpack":
                 single = kind in ("image", "form") and signature.rows(inputs) == 1
-                encode = codec.encode_row if single else codec.encode_rows
+                encode = forms.encode_row if single else forms.encode_rows
         elif body.lstrip().startswith(b"{"):
             inputs, encode, name = codec.decode(body, signature, call.max_rows, call.card.signatures)
         else:
             inputs, encode = codec.decode_bare(body, signature, call.max_rows)
-        return Asked(inputs, _encoded(codec.encode_row if encode is codec.encode_instance else encode), name)
+        return Asked(inputs, _encoded(forms.encode_row if encode is forms.encode_instance else encode), name)
 
     def refuse(self, error: ServingError, request_id: str, route: Route) -> tuple[int, str, bytes]:
         kind, text = _TYPES.get(error.status, _BAD), str(error)
@@ -118,10 +118,10 @@ def _field(body: bytes) -> bytes:
     return fields.get(b"data", fields.get(b"body", body))
 
 
-def _encoded(encode: codec.Encode) -> Callable[[Reply], Encoded]:
+def _encoded(encode: forms.Encode) -> Callable[[Reply], Encoded]:
     def encoded(reply: Reply) -> Encoded:
         outputs = list(reply.outputs.values())
-        if encode is codec.encode_row and len(outputs) == 1 and outputs[0].dtype.kind == "O" and outputs[0].ndim == 1:
+        if encode is forms.encode_row and len(outputs) == 1 and outputs[0].dtype.kind == "O" and outputs[0].ndim == 1:
             return [("Content-Type", "text/plain; charset=utf-8")], bytes(outputs[0][0])
         return [JSON], encode(reply.outputs)
 

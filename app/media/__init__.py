@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header, parse_options_header
 
-from app import codec
+from app import codec, forms
 from app.dialects.dialect import JSON, Call, Encoded
 from app.limits import need
 from app.media import arrays, arrow, images, messages, tables
@@ -22,7 +22,7 @@ from serving.signature import STRING, TensorSpec
 from serving.task import Tensors
 
 # outputs in the form of the request
-Encode = Callable[[Tensors, codec.Encode], Encoded]
+Encode = Callable[[Tensors, forms.Encode], Encoded]
 
 # JSON, as the clients name it that think of it: curl's -d, fetch's texts
 PLAIN = {"", "application/json", "application/x-www-form-urlencoded", "text/plain", "text/plain;charset=UTF-8"}
@@ -56,7 +56,7 @@ _LIBRARIES = {
 }
 
 
-def decode(call: Call, content_type: str) -> tuple[Tensors, codec.Encode, str]:
+def decode(call: Call, content_type: str) -> tuple[Tensors, forms.Encode, str]:
     """The inputs in a body, the form that an answer in JSON has, and the signature, as codec.decode."""
     name, options = parsed(content_type)
     body, signature, rows, size = call.body, call.card.signature, call.max_rows, call.max_bytes
@@ -84,7 +84,7 @@ def decode(call: Call, content_type: str) -> tuple[Tensors, codec.Encode, str]:
             inputs = images.form(body, signature, rows, size, options.get("boundary", ""))
         case _:
             inputs = images.image(body, signature, size)
-    return inputs, codec.encode_instances, ""
+    return inputs, forms.encode_instances, ""
 
 
 @lru_cache(256)
@@ -127,7 +127,7 @@ def _has(name: str, outputs: tuple[TensorSpec, ...]) -> bool:
     return len(outputs) == 1 or name not in ("npy", "raw")
 
 
-def _encoded(name: str, type: str, header: bool, outputs: Tensors, form: codec.Encode) -> Encoded:
+def _encoded(name: str, type: str, header: bool, outputs: Tensors, form: forms.Encode) -> Encoded:
     headers = [("Content-Type", type)]
     match name:
         case "npy":

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from app import codec
+from app import codec, forms
 from app.limits import need
 from serving.errors import DecodeError, FrameTooLarge
 from serving.signature import Signature
@@ -27,7 +27,7 @@ _MOST_PARTS = 1 << 17
 
 def decode(
     body: bytes, signature: Signature, max_rows: int, signatures: Mapping[str, Signature]
-) -> tuple[Tensors, codec.Encode, str]:
+) -> tuple[Tensors, forms.Encode, str]:
     """As codec.decode."""
     ormsgpack = need("ormsgpack")
     if not body:
@@ -75,7 +75,7 @@ def _scan(body: bytes) -> tuple[int, bool]:
 _LENGTHS = {0xD9: 1, 0xDA: 2, 0xDB: 4, 0xC4: 1, 0xC5: 2, 0xC6: 4}
 
 
-def encode(outputs: Tensors, form: codec.Encode) -> bytes:
+def encode(outputs: Tensors, form: forms.Encode) -> bytes:
     """Outputs in one of the forms."""
     return form(outputs, told=_told, dump=_dump)
 
@@ -83,7 +83,7 @@ def encode(outputs: Tensors, form: codec.Encode) -> bytes:
 def _told(name: str, tensor: Tensor) -> Any:
     if tensor.dtype.kind != "O":
         return tensor if tensor.flags.c_contiguous else tensor.copy()
-    return codec.nested([_text(item) for item in tensor.ravel().tolist()], tensor.shape)
+    return forms.nested([_text(item) for item in tensor.ravel().tolist()], tensor.shape)
 
 
 def _text(item: bytes) -> str | bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from app import codec
+from app import forms
 from app import media as types
 from app.dialects.dialect import Call, Route
 from app.dialects.plain import Plain
@@ -95,7 +95,7 @@ def _parquet(inputs: Tensors, signature: Signature) -> tuple[bytes, Headers]:
 
 
 def _msgpack(inputs: Tensors, signature: Signature) -> tuple[bytes, Headers]:
-    return messages.encode(inputs, codec.encode_instance), {}
+    return messages.encode(inputs, forms.encode_instance), {}
 
 
 def _image(format: str) -> Callable[[Tensors, Signature], tuple[bytes, Headers]]:

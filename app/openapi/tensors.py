@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from app import codec
+from app import forms
 from app.openapi.operation import Example, Schema
 from serving.model import ModelCard
 from serving.signature import STRING, Signature, TensorSpec
@@ -59,7 +59,7 @@ class Model:
 
 def one(tensor: Tensor) -> Any:
     """The first row, for JSON."""
-    return codec.values(tensor)[0]
+    return forms.values(tensor)[0]
 
 
 def row(spec: TensorSpec) -> Schema:

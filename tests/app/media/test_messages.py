@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import codec
+from app import forms
 from app.media import messages
 from serving.errors import ClientError, DecodeError, FrameTooLarge, SignatureMismatch
 from serving.signature import Signature, TensorSpec
@@ -14,7 +14,7 @@ from tests.app.conftest import signature
 from tests.serving.strategies import check_same, tensors
 
 TWO = signature({"x": "float32[2]", "name": "string"}, {"y": "float32"})
-FORMS = {"predictions": codec.encode_instances, "outputs": codec.encode_columns, None: codec.encode_instance}
+FORMS = {"predictions": forms.encode_instances, "outputs": forms.encode_columns, None: forms.encode_instance}
 
 
 def decode(body, taken=TWO, max_rows=4):
