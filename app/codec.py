@@ -17,43 +17,27 @@ Raises:   DecodeError, FrameTooLarge, SignatureMismatch.
 import json
 import math
 import sys
-import threading
-from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import orjson
-import simdjson
 
-from app import limits
+from app import large, limits
 from app.forms import ENCODERS, Encode, encode_columns, encode_instance, encode_instances, encode_row, encode_rows
 from serving.errors import DecodeError, FrameTooLarge, SignatureMismatch
 from serving.signature import Signature, TensorSpec
 from serving.task import Tensor, Tensors
 
-_NONE: Mapping[str, Signature] = MappingProxyType({})
-
-# from here on it pays to have the numbers of a body without a Python object for each
-_LARGE_BYTES = 4096
-_parser = simdjson.Parser()
-_parsing = threading.Lock()
-# a parser keeps as much memory as its largest body took, some 13 times that: it is not kept for larger ones
-_KEPT_BYTES = 2 << 20
-# what is left of a body without these shows how its lists are nested
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{},"))
 # so many lists more than a body may have cost little, and another message says better what is wrong
 _FREE_LISTS = 1 << 18
-# of a body, where its lists begin: no tensor has so many axes
-_MOST_OPENING = 256
 
 
 def decode(
     body: bytes,
     signature: Signature,
     max_rows: float = math.inf,
-    signatures: Mapping[str, Signature] = _NONE,
+    signatures: Mapping[str, Signature] = MappingProxyType({}),
     envelope: bool = False,
 ) -> tuple[Tensors, Encode, str]:
     """The inputs in a body, at most max_rows of them, how to encode the outputs in the same form, and the signature.
@@ -62,7 +46,7 @@ def decode(
     first two forms, and what else stands in it is ignored.
     """
     spec = signature.only
-    if (found := _decode_large(body, spec, max_rows, signatures)) is not None:
+    if (found := large.decode(body, spec, max_rows, signatures)) is not None:
         return found
     value = load(body, (signature, *signatures.values()), max_rows)
     if envelope:
@@ -120,7 +104,7 @@ def _named(value: Any, signature: Signature, signatures: Mapping[str, Signature]
 def decode_bare(body: bytes, signature: Signature, max_rows: float = math.inf) -> tuple[Tensors, Encode]:
     """The inputs in a body without a name: rows, or one row of the input that a request has to have."""
     spec = signature.main
-    if spec is not None and (found := decode_large(body, spec, max_rows, bare=True)) is not None:
+    if (found := large.decode(body, spec, max_rows, bare=True)) is not None:
         return signature.completed(found[0]), found[1]
     value = load(body, (signature,), max_rows)
     if isinstance(value, list) and value and is_instance(value[0]):
@@ -139,94 +123,6 @@ def tensor(spec: TensorSpec, rows: list[Any], words: bool) -> Tensor:
     """An input from its rows; words: whether true or false may be among them."""
     packed = None if words else spec.packed(rows)
     return spec.array(rows) if packed is None else packed
-
-
-def decode_large(body: bytes, spec: TensorSpec, max_rows: float, bare: bool = False) -> tuple[Tensors, Encode] | None:
-    """The only input in a large body of numbers, without an object for each; None where it needs another look.
-
-    bare: that the body has no name; it has one otherwise.
-    """
-    found = _decode_large(body, spec, max_rows, bare=bare)
-    return found and found[:2]
-
-
-def _decode_large(
-    body: bytes,
-    spec: TensorSpec | None,
-    max_rows: float,
-    signatures: Mapping[str, Signature] = _NONE,
-    bare: bool = False,
-) -> tuple[Tensors, Encode, str] | None:
-    """The same, and the name of the signature, with the only input of that which a body names, or else this one."""
-    if len(body) < _LARGE_BYTES or body.startswith(BOM_UTF8):
-        return None
-    if not any(map(_is_large, (spec, *(signature.only for signature in signatures.values())))):
-        return None
-    document = value = None
-    with _parsing:
-        try:
-            document = value = _parser_for(body).parse(body)
-            encode: Encode | None = None
-            name = ""
-            if not bare:
-                if type(document) is not simdjson.Object or not 0 < len(document) < 3:
-                    return None
-                form, *others = sorted(document.keys(), key="signature_name".__eq__)
-                if others:
-                    name = str(document["signature_name"]) if others == ["signature_name"] else ""
-                    taken = signatures.get(name)
-                    spec = taken.only if taken else None
-                value, encode = document[form], ENCODERS.get(form)
-                if not encode and (others or spec is None or form != spec.name):
-                    return None
-            if spec is None or not _is_large(spec) or type(value) is not simdjson.Array:
-                return None
-            if bare and _opening(body) > len(spec.shape):
-                encode = encode_rows
-            rows = len(value) if encode else 0
-            if encode and not 0 < rows <= max_rows:
-                return None
-            if rows > 1 and spec.shape == (-1,):
-                return None
-            found = np.frombuffer(value.as_buffer(of_type="d"), np.float64)
-        except (ValueError, TypeError, RuntimeError):
-            return None
-        finally:
-            # the parser is used again only when nothing refers to what it has read
-            document = value = None
-    shape = (rows or 1, *spec.shape)
-    if spec.shape == (-1,):
-        shape = (1, len(found))
-    if min(shape) < 1 or math.prod(shape) != len(found) or not _is_nested(body, spec, rows, len(shape), bare):
-        return None
-    with np.errstate(over="ignore"):
-        tensor = found.astype(spec.dtype)
-    if not np.isfinite(tensor).all():
-        return None
-    return {spec.name: tensor.reshape(shape)}, encode or (encode_row if bare else encode_instance), name
-
-
-def _parser_for(body: bytes) -> simdjson.Parser:
-    return _parser if len(body) <= _KEPT_BYTES else simdjson.Parser()
-
-
-def _is_large(spec: TensorSpec | None) -> bool:
-    """Whether a body for it may be one list of many floats."""
-    return spec is not None and spec.dtype.startswith("float") and (-1 not in spec.shape or spec.shape == (-1,))
-
-
-def _is_nested(body: bytes, spec: TensorSpec, rows: int, axes: int, bare: bool) -> bool:
-    """Whether so many numbers as there should be are in lists as they should be."""
-    if rows <= 1 and axes <= 2:
-        return body.count(b"[") == bool(rows) + axes - 1
-    brackets = body.translate(None, _NO_BRACKETS)
-    return (brackets if bare else brackets[1:-1].strip(b",")) == spec.skeleton(rows)
-
-
-def _opening(body: bytes) -> int:
-    """How many lists a body begins with, one in the other."""
-    start = body[:_MOST_OPENING].translate(None, b" \t\r\n")
-    return len(start) - len(start.lstrip(b"["))
 
 
 def _depth(value: Any) -> int:
@@ -306,40 +202,6 @@ def load(body: bytes, signatures: Iterable[Signature] = (), max_rows: float = ma
         return orjson.loads(body)
     except orjson.JSONDecodeError:
         return _load_slowly(body)
-
-
-def load_numbers(body: bytes, depth: int, signatures: Iterable[Signature] = (), max_rows: float = math.inf) -> Any:
-    """The same, with lists of many numbers as float64 tensors, where these stand in depth lists and objects."""
-    if len(body) < _LARGE_BYTES or body.startswith(BOM_UTF8):
-        return load(body, signatures, max_rows)
-    document = None
-    with _parsing:
-        try:
-            document = _parser_for(body).parse(body)
-            found, lists = _with_numbers(document, depth)
-            # as_buffer goes through lists within lists; then there are more of them
-            if lists == body.count(b"["):
-                return found
-        except (ValueError, TypeError, RuntimeError):
-            pass
-        finally:
-            document = None
-    return load(body, signatures, max_rows)
-
-
-def _with_numbers(value: Any, depth: int) -> tuple[Any, int]:
-    """A value with tensors in it, and how many lists were seen."""
-    if type(value) is simdjson.Object and depth:
-        found = {name: _with_numbers(value[name], depth - 1) for name in value}
-        if len(found) < len(value):
-            raise ValueError("a name is there twice, and the last one counts")
-        return {name: item for name, (item, _) in found.items()}, sum(lists for _, lists in found.values())
-    if type(value) is simdjson.Array and len(value) * 2 >= _LARGE_BYTES:
-        return np.frombuffer(value.as_buffer(of_type="d"), np.float64), 1
-    if type(value) is simdjson.Array and depth:
-        items = [_with_numbers(item, depth - 1) for item in value]
-        return [item for item, _ in items], 1 + sum(lists for _, lists in items)
-    return (value.as_list(), 1) if type(value) is simdjson.Array else (value, 0)
 
 
 def check_rows(value: object, max_rows: float) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 from flask import Blueprint, Response
 
-from app import codec, forms
+from app import codec, forms, large
 from app.dialects import datatypes
 from app.dialects.dialect import JSON, Asked, Call, Encoded, Headers, Route, answer
 from app.health import is_ready, loaded
@@ -63,10 +63,9 @@ class Infer:
                 raise DecodeError(f"{LENGTH} is {length[:32]!r}, and the body has {len(body)} bytes")
             body, rest = body[:size], memoryview(body)[size:]
         # {"inputs": [{"data": […]}]}; integers are exact only as they are
-        known = (card.signature,), call.max_rows
-        value = (
-            codec.load_numbers(body, 3, *known) if b'"FP' in body and b"INT" not in body else codec.load(body, *known)
-        )
+        value = large.load(body, 3) if b'"FP' in body and b"INT" not in body else None
+        if value is None:
+            value = codec.load(body, (card.signature,), call.max_rows)
         if not isinstance(value, dict):
             raise DecodeError("the body is not a JSON object")
         id = value.get("id")

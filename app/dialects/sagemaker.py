@@ -21,7 +21,7 @@ from typing import Any
 
 from flask import Blueprint, Response
 
-from app import codec, forms, media
+from app import codec, forms, large, media
 from app.dialects import mlflow
 from app.dialects.dialect import JSON, Asked, Call, Encoded, Route, answer
 from app.health import is_ready
@@ -87,7 +87,8 @@ class Invocations:
         if not body.lstrip().startswith(b"{"):
             return *codec.decode_bare(body, card.signature, most), ""
         spec = card.signature.main
-        found = None if spec is None else codec.decode_large(body, spec, most)
+        read = large.decode(body, spec, most)
+        found = read and read[:2]
         if found is None:
             value = codec.load(body, card.signatures.values(), most)
             if spec is not None and not codec.has_words(body):

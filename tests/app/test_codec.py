@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import codec
+from app import codec, large
 from serving.errors import DecodeError, FrameTooLarge, SignatureMismatch
 from serving.signature import NUMBERS, STRING, Signature, TensorSpec
 
@@ -319,13 +319,13 @@ def test_all_ways_to_read_a_body_read_the_same(body, spec, max_rows):
 
     with pytest.MonkeyPatch.context() as patch:
         quick = told()
-        patch.setattr(codec, "_LARGE_BYTES", 1)
-        large = told()
-        patch.setattr(codec, "_LARGE_BYTES", sys.maxsize)
+        patch.setattr(large, "_LARGE_BYTES", 1)
+        much = told()
+        patch.setattr(large, "_LARGE_BYTES", sys.maxsize)
         patch.setattr(codec, "has_words", lambda body: True)
         patch.setattr(TensorSpec, "packed", lambda spec, value: None)
         assert quick == told()
-        assert large == told()
+        assert much == told()
 
 
 @PATIENTLY
@@ -337,7 +337,7 @@ def test_large_nested_lists_are_read_and_ragged_ones_refused(rows, height, width
     value = sent.tolist() if form != "x" else sent[0].tolist()
     taken = Signature((TensorSpec("x", "float32", (height, width)),), ())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codec, "_LARGE_BYTES", 1)
+        patch.setattr(large, "_LARGE_BYTES", 1)
         patch.setattr(codec, "_decode_slowly", None)
         patch.setattr(TensorSpec, "packed", None)
         inputs, _, _ = codec.decode(json.dumps({form: value}).encode(), taken)
@@ -349,7 +349,7 @@ def test_large_nested_lists_are_read_and_ragged_ones_refused(rows, height, width
         first, second = data.draw(st.permutations(range(len(lists))))[:2]
         lists[first].append(lists[second].pop())
         with pytest.raises(SignatureMismatch), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(codec, "_LARGE_BYTES", 1)
+            patch.setattr(large, "_LARGE_BYTES", 1)
             codec.decode(json.dumps({form: value}).encode(), taken)
 
 
