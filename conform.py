@@ -8,46 +8,33 @@ Units:    seconds.
 Raises:   ConformError.
 """
 
-import csv
-import io
 import json
 import re
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
 import requests
 
 import cases
 from cases import Answer, Case, Request
+from placeholders import DATATYPES, Input, filled
 
 # what is longer is no version
 _MOST_VERSION_BYTES = 32
 PASS, FAIL, SKIP = "pass", "FAIL", "-"
 # of a probe: nothing is there
 _ABSENT = (404, 405, 501)
-_DATATYPES = {
-    "BOOL": "bool",
-    "FP16": "float16",
-    "BF16": "float32",
-    "FP32": "float32",
-    "FP64": "float64",
-    "BYTES": "object",
-} | {f"{sign}INT{bits}": f"{sign.lower()}int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)}
 _OF_TENSORFLOW = {
     "DT_BOOL": "BOOL",
     "DT_HALF": "FP16",
     "DT_FLOAT": "FP32",
     "DT_DOUBLE": "FP64",
     "DT_STRING": "BYTES",
-} | {f"DT_{name}": name for name in _DATATYPES if "INT" in name}
-_OF_NUMPY = {"b": "BOOL", "i": "INT64", "u": "INT64", "f": "FP32"}
+} | {f"DT_{name}": name for name in DATATYPES if "INT" in name}
 _USER = re.compile("//[^/]*@")
 _NO_TABLE = "an input is more than one cell of a table"
 # why a case is not asked that needs what not every server or model has
@@ -193,6 +180,9 @@ def _of_case(server: "Server", case: Case, known: Mapping[str, Any]) -> Told:
     return told
 
 
+About = tuple[list[Input], list[str], str | None]
+
+
 class Server:
     """The one that is asked."""
 
@@ -255,10 +245,10 @@ class Server:
             datatypes = {one.name: one.datatype for one in inputs}
             try:
                 inputs = [Input.of(name, value, datatypes.get(name)) for name, value in sample.items()]
-                return found | _filled(inputs)
+                return found | filled(inputs)
             except (ValueError, TypeError, OverflowError) as error:
                 raise ConformError(f"the sample is not what the model takes: {_words(error)}") from error
-        return found | (_filled(inputs) if inputs else {})
+        return found | (filled(inputs) if inputs else {})
 
     def _model(self) -> str | None:
         """The first that the server lists."""
@@ -269,17 +259,17 @@ class Server:
             return str(_json(self.send(index))[0]["name"])
         return None
 
-    def _of_open_inference(self, model: str) -> "About | None":
+    def _of_open_inference(self, model: str) -> About | None:
         with suppress(requests.RequestException, KeyError, TypeError, ValueError):
             told = _json(self._get(f"/v2/models/{quote(model, '')}"))
             inputs = [Input(one["name"], one["datatype"], _sizes(one["shape"])) for one in told["inputs"]]
-            if any(one.datatype not in _DATATYPES for one in inputs):
+            if any(one.datatype not in DATATYPES for one in inputs):
                 return None
             versions = [str(version) for version in told.get("versions", ())]
             return inputs, [one["name"] for one in told["outputs"]], versions[-1] if versions else None
         return None
 
-    def _of_tensorflow(self, model: str) -> "About | None":
+    def _of_tensorflow(self, model: str) -> About | None:
         with suppress(requests.RequestException, KeyError, TypeError, ValueError, StopIteration):
             told = _json(self._get(f"/v1/models/{quote(model, '')}/metadata"))
             signatures = told["metadata"]["signature_def"]["signature_def"]
@@ -295,104 +285,6 @@ class Server:
 
     def _get(self, path: str) -> Answer:
         return self.send(Request("GET", path, {}, b""))
-
-
-@dataclass(frozen=True)
-class Input:
-    """One input, and a value of it in one row: that of the sample, or zeros."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    sample: Any = None
-
-    @classmethod
-    def of(cls, name: str, value: Any, datatype: str | None) -> "Input":
-        """One of a sample."""
-        found = np.array(value)
-        return cls(name, datatype or _OF_NUMPY.get(found.dtype.kind, "BYTES"), found.shape, value)
-
-    @property
-    def value(self) -> Any:
-        if self.sample is not None:
-            return self.sample
-        zero = {"BYTES": "", "BOOL": False}.get(self.datatype, 0.0 if "FP" in self.datatype else 0)
-        return np.full(self.shape, zero, object).tolist()
-
-    @property
-    def flat(self) -> list[Any]:
-        found: list[Any] = np.array(self.value, object).ravel().tolist()
-        return found
-
-    @property
-    def raw(self) -> bytes:
-        """As the binary tensor extension has it."""
-        if self.datatype == "BYTES":
-            texts = [str(item).encode() for item in self.flat]
-            return b"".join(struct.pack("<I", len(text)) + text for text in texts)
-        numbers = np.array(self.flat, np.dtype(_DATATYPES[self.datatype]).newbyteorder("<"))
-        # BF16 is the upper half of FP32
-        return numbers.view("<u2")[1::2].tobytes() if self.datatype == "BF16" else numbers.tobytes()
-
-    def as_dict(self, **more: Any) -> dict[str, Any]:
-        """As the Open Inference Protocol has it, with its data."""
-        return {"name": self.name, "datatype": self.datatype, "shape": [1, *self.shape], **more}
-
-
-About = tuple[list[Input], list[str], str | None]
-
-
-def _filled(inputs: list[Input]) -> dict[str, Any]:
-    """What placeholders for inputs are filled in with."""
-    instance = {one.name: one.value for one in inputs}
-    row = inputs[0].value if len(inputs) == 1 else instance
-    raw = [one.raw for one in inputs]
-    found = {
-        "INPUT": inputs[0].name,
-        "DATATYPE": inputs[0].datatype,
-        "INSTANCE": instance,
-        "INSTANCES": [instance, instance],
-        "ROW": row,
-        "ROWS": [row, row],
-        "COLUMNS": {name: [value, value] for name, value in instance.items()},
-        "MORE_COLUMNS": {name: [value] for name, value in instance.items()} | {"no such input": [1]},
-        "INPUTS": [one.as_dict(data=one.flat) for one in inputs],
-        "NESTED": [one.as_dict(data=[one.value]) for one in inputs],
-        "BINARY": [
-            one.as_dict(parameters={"binary_data_size": len(part)}) for one, part in zip(inputs, raw, strict=True)
-        ],
-        "BYTES": b"".join(raw),
-    }
-    if all(one.shape == () for one in inputs):
-        names, cells = list(instance), list(instance.values())
-        found |= {"NAMES": names, "CELLS": [cells, cells], "RECORDS": [instance, instance]}
-        found |= {"CSV": _csv([cells, cells]), "CSV_NAMED": _csv([names, cells, cells])}
-    elif len(inputs) == 1:
-        found["CSV"] = _csv([inputs[0].flat] * 2)
-    if len(inputs) == 1:
-        found["RAW"] = raw[0]
-    if len(inputs) == 1 and inputs[0].datatype not in ("BYTES", "BF16"):
-        array = io.BytesIO()
-        np.save(array, np.array([row, row], _DATATYPES[inputs[0].datatype]))
-        found["NPY"] = array.getvalue()
-    if find_spec("pyarrow") and "CSV_NAMED" in found:
-        found["PARQUET"] = _parquet(inputs)
-    return found
-
-
-def _csv(rows: list[list[Any]]) -> bytes:
-    found = io.StringIO()
-    csv.writer(found, lineterminator="\n").writerows(rows)
-    return found.getvalue().encode()
-
-
-def _parquet(inputs: list[Input]) -> bytes:
-    import pyarrow
-    from pyarrow import parquet
-
-    found = io.BytesIO()
-    parquet.write_table(pyarrow.table({one.name: [one.value, one.value] for one in inputs}), found)
-    return found.getvalue()
 
 
 def _sizes(shape: list[int]) -> tuple[int, ...]:

@@ -10,8 +10,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from cases import DIALECTS, FOLDER, Answer, Case, Missing, fill, read
-from conform import _WITHOUT, ConformError, Input, _filled, _read
+from conform import _WITHOUT, ConformError, _read
 from muleteer import main
+from placeholders import Input, filled
 
 SCALARS = [Input("x", "FP32", ()), Input("text", "BYTES", (), "ž,")]
 IMAGE = [Input("image", "FP32", (2, 2))]
@@ -36,7 +37,7 @@ def test_each_file_can_be_asked(name):
     assert len({case.name for case in dialect.cases}) == len(dialect.cases)
     schemas = dialect.cases[0].schemas
     Draft202012Validator.check_schema({"$defs": schemas})
-    values = KNOWN | _filled([SCALARS[0]])
+    values = KNOWN | filled([SCALARS[0]])
     for case in dialect.cases:
         assert set(case.told) <= KEYS and case.told["claim"], case.name
         assert case.told.keys() >= {"status"} and case.places <= values.keys(), case.name
@@ -64,7 +65,7 @@ def test_the_help_lists_the_dialects(capsys):
 
 
 @pytest.mark.parametrize(
-    ("template", "filled"),
+    ("template", "expected"),
     [
         ("$MODEL", "m"),
         ("$ROW", [[0.0, 0.0], [0.0, 0.0]]),
@@ -78,20 +79,20 @@ def test_the_help_lists_the_dialects(capsys):
         ("$BYTES", bytes(16)),
     ],
 )
-def test_placeholders_become_what_is_known(template, filled):
-    assert fill(template, KNOWN | _filled(IMAGE)) == filled
+def test_placeholders_become_what_is_known(template, expected):
+    assert fill(template, KNOWN | filled(IMAGE)) == expected
 
 
 def test_a_placeholder_that_nothing_is_known_of_is_named():
     for template in ("$CSV_NAMED", "/x/$CSV_NAMED", ["$CSV_NAMED"], {"a": "$CSV_NAMED"}):
         with pytest.raises(Missing) as error:
-            fill(template, _filled(IMAGE))
+            fill(template, filled(IMAGE))
         assert str(error.value) in _WITHOUT
     assert case(json=["$A", "b$C"], headers={"D": "$HEAD"}).places == {"A", "C"}
 
 
 def test_rows_are_filled_in_by_one_input_or_by_names():
-    one, two = _filled(IMAGE), _filled(SCALARS)
+    one, two = filled(IMAGE), filled(SCALARS)
     assert one["ROWS"] == [one["ROW"]] * 2 and one["ROW"] == one["INSTANCE"]["image"]
     assert two["ROW"] == two["INSTANCE"] == {"x": 0.0, "text": "ž,"}
     assert (two["CSV"].decode(), two["CSV_NAMED"].decode()) == ('0.0,"ž,"\n' * 2, 'x,text\n0.0,"ž,"\n0.0,"ž,"\n')
@@ -121,7 +122,7 @@ def test_half_of_a_float_is_what_bf16_has():
 
 
 def test_what_is_sent_is_made_of_a_case():
-    values = KNOWN | _filled(IMAGE) | {"MODEL": "a model/ž"}
+    values = KNOWN | filled(IMAGE) | {"MODEL": "a model/ž"}
     sent = case(request="POST /v1/$MODEL", json={"instances": "$ROWS"}, headers={"Content-Type": ""}).request(values)
     assert (sent.method, sent.path, sent.headers) == ("POST", "/v1/a%20model%2F%C5%BE", {})
     assert json.loads(sent.body) == {"instances": values["ROWS"]}
