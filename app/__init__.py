@@ -66,6 +66,7 @@ class ShortCut:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         route = dialects.find(environ["PATH_INFO"]) if environ["REQUEST_METHOD"] == "POST" else None
         if route is None:
+            environ["PATH_INFO"] = dialects.spelled(environ["PATH_INFO"])
             return self.flask_door(environ, start_response)
         status, headers, body = self._predict(environ, route)
         start_response(status, headers)

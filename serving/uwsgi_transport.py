@@ -114,11 +114,18 @@ class UwsgiTransport(Transport):
         try:
             seat: int = self._local.seat
         except AttributeError:
-            seat = next(self._numbers)
-            epoll = select.epoll()
-            # each write is one event: nobody needs to read it
-            epoll.register(self._wakers[seat], select.EPOLLIN | select.EPOLLET)
-            self._local.epoll, self._local.seat = epoll, seat
+            seat = self._first_seat()
+        return seat
+
+    def _first_seat(self) -> int:
+        """In a thread that has none yet."""
+        if not self._own_seats:
+            raise RuntimeError("this worker has no seats: no prediction should have come to it")
+        seat = next(self._numbers)
+        epoll = select.epoll()
+        # each write is one event: nobody needs to read it
+        epoll.register(self._wakers[seat], select.EPOLLIN | select.EPOLLET)
+        self._local.epoll, self._local.seat = epoll, seat
         return seat
 
     def await_reply(self, ticket: Ticket, deadline: float) -> bytes:

@@ -24,6 +24,11 @@ def find(path: str) -> Route | None:
     return _PLAIN if path == "/predict" else _find(path)
 
 
+def spelled(path: str) -> str:
+    """A path as the routes have it."""
+    return tensorflow_serving.spelled(path) if path[:4].lower() == "/v1/" else path
+
+
 def problem(path: str, status: int, text: str) -> bytes | None:
     """The body that tells of an error at a path, None where that is none of another dialect's."""
     return next((dialect.problem(status, text) for dialect in DIALECTS if path.startswith(dialect.PREFIX)), None)

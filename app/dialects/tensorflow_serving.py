@@ -37,7 +37,8 @@ PREFIX = "/v1"
 _NAMED = ("", "/versions/<version>", "/labels/<label>")
 RULES = tuple(f"/v1/models/<model>{named}:{verb}" for named in _NAMED for verb in ("predict", "classify", "regress"))
 _PATH = re.compile(
-    r"/v1/models/([^/:]+)(?:/versions/([0-9]{1,18})|/labels/([^/:]+))?:(predict|classify|regress)", re.IGNORECASE
+    r"/v1/models/([^/:]+)(?:/versions/([0-9]{1,18})|/labels/([^/:]+))?:(predict|classify|regress)",
+    re.IGNORECASE | re.ASCII,
 )
 _NOT_JSON = re.compile(r"the body is not JSON: (.*) at offset ([0-9]+)", re.DOTALL)
 _NO_SIGNATURE = re.compile(r"'signature_name' is (.*); the model has (.*)", re.DOTALL)
@@ -57,6 +58,13 @@ def route(path: str) -> Route | None:
         return None
     model, version, label, verb = match.groups()
     return Route(_DIALECTS[verb.lower()], model, version or label or "")
+
+
+def spelled(path: str) -> str:
+    """A path with the words of this dialect as the routes have them: it takes them in any case, but for names."""
+    parts = path.split("/")
+    # /v1/models/NAME/versions/1/metadata
+    return "/".join(part if place in (3, 5) else part.lower() for place, part in enumerate(parts))
 
 
 class Predict:

@@ -83,6 +83,23 @@ def test_errors_reach_a_client_in_words(client, digits):
     check_form(post(digits, "/v1/models/none:predict", {"instances": []}), 404, "Latest(none)")
 
 
+def test_the_words_of_a_path_may_be_in_any_case(digits):
+    sample = {"instances": [SAMPLE["image"]]}
+    expected = post(digits, "/v1/models/digits:predict", sample).json
+    for path in ("/V1/models/digits:predict", "/v1/Models/digits/Versions/1:PREDICT"):
+        # as a prediction, by the workers that are for those
+        answer = post(digits, path, sample)
+        assert (answer.status, answer.json) == (200, expected) and "predict" in answer.timing
+        headers = {"X-Model-Version": "77"} if "1:" not in path else {"X-Request-Timeout-Ms": "no"}
+        assert post(digits, path, sample, **headers).status in (400, 404)
+    for path in ("/V1/models/digits", "/v1/MODELS/digits/VERSIONS/1/Metadata", "/V1/models"):
+        assert digits.request("GET", path).json == digits.request("GET", path.lower()).json
+        assert digits.request("GET", path).status == 200
+    # names are what they are
+    check_form(post(digits, "/v1/models/Digits:predict", sample), 404, "Digits")
+    check_form(digits.request("GET", "/V1/none"), 404, "")
+
+
 def test_what_nginx_refuses_has_the_form_of_the_protocol(digits):
     for path in ("/v1/models/digits:predict", "/v2/models/digits/infer"):
         check_form(digits.request("POST", path, bytes(9 << 20)), 413, "max_body_bytes in uwsgi.ini")
