@@ -26,7 +26,7 @@ def check_rows(rows: int, most: float, what: str = "the body") -> None:
 
 def check_shape(shape: Sequence[int], what: str) -> None:
     """Raise for sizes that no tensor can have: beside a size of 0 they need no bytes."""
-    if math.prod(size or 1 for size in shape) > _MOST_ELEMENTS:
+    if math.prod(filter(None, shape)) > _MOST_ELEMENTS:
         raise SignatureMismatch(f"{what} has shape {list(shape)}, which is more than any tensor has")
 
 

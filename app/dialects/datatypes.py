@@ -43,8 +43,9 @@ def shape(sizes: Any, name: str, max_rows: int) -> tuple[int, ...]:
         raise DecodeError(f"input {name!r} has {len(sizes)} axes; the first one is the rows")
     if not sizes[0]:
         raise SignatureMismatch(f"input {name!r}: there are no rows")
-    check_rows(sizes[0], max_rows, f"input {name!r}")
-    check_shape(sizes, f"input {name!r}")
+    what = f"input {name!r}"
+    check_rows(sizes[0], max_rows, what)
+    check_shape(sizes, what)
     return tuple(sizes)
 
 
