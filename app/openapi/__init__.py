@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from app.openapi import control, invocations, open_inference, predict, tensorflow_serving
-from app.openapi.operation import Body, Errors, Example, Operation, Schema
+from app.openapi.operation import TEXT, Body, Errors, Example, Operation, Schema
 from app.openapi.tensors import Model
 from serving.errors import ClientGone, ServingError, tree
 from serving.signature import NUMBERS
@@ -22,19 +22,18 @@ from serving.signature import NUMBERS
 DIALECTS = (predict, tensorflow_serving, open_inference, invocations, control)
 # of an example in the document, which a browser shows whole
 _LONG_BYTES = 16384
-_TEXT: Schema = {"type": "string"}
 _REQUEST_ID: Schema = {"type": "string", "pattern": "^[A-Za-z0-9._:+=@-]{1,64}$"}
 _HEADERS = {
     "X-Request-ID": ("The client's, if that was a sound one; the logs have more under it.", _REQUEST_ID),
     "X-Model-Version": ("The version that answered.", {"type": "integer", "minimum": 1}),
-    "Server-Timing": ("Milliseconds of decode, queue, predict and encode.", _TEXT),
+    "Server-Timing": ("Milliseconds of decode, queue, predict and encode.", TEXT),
     "Retry-After": ("Seconds after which the same request may succeed.", {"type": "integer", "minimum": 1}),
 }
 _PARAMETERS = {
     "X-Request-Timeout-Ms": ("Lowers the deadline of this request.", {"type": "integer", "minimum": 1}),
-    "X-Model-Version": ("A version or a label, for this one to answer.", _TEXT),
-    "X-Request-ID": ("What to call this request: up to 64 letters, digits or ._:+=@-", _TEXT),
-    "X-Tensor-Shape": ("Of raw bytes: sizes, the rows first.", _TEXT),
+    "X-Model-Version": ("A version or a label, for this one to answer.", TEXT),
+    "X-Request-ID": ("What to call this request: up to 64 letters, digits or ._:+=@-", TEXT),
+    "X-Tensor-Shape": ("Of raw bytes: sizes, the rows first.", TEXT),
     "X-Tensor-Dtype": ("Of raw bytes, where they are not the model's.", {"enum": [*NUMBERS]}),
     "Inference-Header-Content-Length": (
         "Bytes of JSON in front of binary tensors.",
@@ -169,8 +168,8 @@ class _Maker:
         parameters = {
             **{name: _header_parameter(name) for name in _PARAMETERS},
             "model": _path_parameter("model", {"enum": [card.name]}, card.name),
-            "version": _path_parameter("version", _TEXT, str(card.version)),
-            "label": _path_parameter("label", _TEXT, *card.labels[:1]),
+            "version": _path_parameter("version", TEXT, str(card.version)),
+            "label": _path_parameter("label", TEXT, *card.labels[:1]),
         }
         kinds = {errors for operation in operations for errors in operation.errors}
         refusals = {(operation.errors, status) for operation in operations for status in operation.statuses}

@@ -3,41 +3,32 @@
 Runs in:  worker.
 """
 
-from app.openapi.operation import JSON, Body, Example, Operation, Schema
+from app.openapi.operation import JSON, TEXT, Body, Example, Operation, Schema
 from app.openapi.tensorflow_serving import ERROR
-from app.openapi.tensors import Model, array
+from app.openapi.tensors import Model, array, object_of
 
-_TEXT: Schema = {"type": "string"}
-_UP: Schema = {"type": "object", "properties": {"status": {"const": "up"}}, "required": ["status"]}
-_READY: Schema = {
-    "type": "object",
-    "properties": {
+_UP = object_of({"status": {"const": "up"}})
+_READY = object_of(
+    {
         "status": {"enum": ["ready", "not ready", "failed"]},
         "ready_replicas": {"type": "integer", "minimum": 0},
         "model": {"type": ["object", "null"]},
         "versions": array({"type": "object"}),
-        "refused": {"type": "object", "additionalProperties": _TEXT},
+        "refused": {"type": "object", "additionalProperties": TEXT},
         "replicas": array({"type": "object"}),
         "spare": {"type": ["object", "null"]},
-    },
-    "required": ["status", "ready_replicas", "model", "versions", "refused", "replicas", "spare"],
-}
-_LOADED: Schema = {
-    "type": "object",
-    "properties": {"name": _TEXT, "detail": _TEXT},
-    "required": ["name", "detail"],
-}
+    }
+)
+_LOADED = object_of({"name": TEXT, "detail": TEXT})
 _INDEX: Schema = {"type": "object", "properties": {"ready": {"type": "boolean"}}}
-_VERSION: Schema = {
-    "type": "object",
-    "properties": {
-        "name": _TEXT,
-        "version": _TEXT,
+_VERSION = object_of(
+    {
+        "name": TEXT,
+        "version": TEXT,
         "state": {"enum": ["READY", "LOADING", "UNAVAILABLE"]},
-        "reason": _TEXT,
-    },
-    "required": ["name", "version", "state", "reason"],
-}
+        "reason": TEXT,
+    }
+)
 
 
 def operations(model: Model) -> list[Operation]:

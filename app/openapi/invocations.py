@@ -4,18 +4,17 @@ Runs in:  worker.
 """
 
 from app.openapi import media
-from app.openapi.operation import JSON, TEXT, Body, Errors, Example, Operation, Schema, prediction
+from app.openapi.operation import JSON, TEXT, Body, Errors, Example, Operation, prediction
 from app.openapi.predict import forms
-from app.openapi.tensors import Model, array, by_name, one, row
+from app.openapi.tensors import Model, array, by_name, object_of, one, row
 from serving.signature import STRING
 
 _SAGEMAKER, _TORCHSERVE = "SageMaker and MLflow", "TorchServe"
 _CODES = {404: "RESOURCE_DOES_NOT_EXIST", 500: "INTERNAL_ERROR", 503: "TEMPORARILY_UNAVAILABLE"}
-_TEXT: Schema = {"type": "string"}
 MLFLOW = Errors(
     "ErrorCode",
     JSON,
-    {"type": "object", "properties": {"error_code": _TEXT, "message": _TEXT}, "required": ["error_code", "message"]},
+    object_of({"error_code": TEXT, "message": TEXT}),
     lambda status, code, title: {"error_code": _CODES.get(status, "BAD_REQUEST"), "message": title},
 )
 # as MLflow tells of a media type that it does not take
@@ -23,23 +22,17 @@ TOLD = Errors("Text", "text/plain", TEXT, lambda status, code, title: title)
 TORCHSERVE = Errors(
     "Exception",
     JSON,
-    {
-        "type": "object",
-        "properties": {"code": {"type": "integer"}, "type": _TEXT, "message": _TEXT},
-        "required": ["code", "type", "message"],
-    },
+    object_of({"code": {"type": "integer"}, "type": TEXT, "message": TEXT}),
     lambda status, code, title: {"code": status, "type": "BadRequestException", "message": title},
 )
-_STATUS: Schema = {"type": "object", "properties": {"status": _TEXT}, "required": ["status"]}
-_LIMITS: Schema = {
-    "type": "object",
-    "properties": {
+_STATUS = object_of({"status": TEXT})
+_LIMITS = object_of(
+    {
         "MaxConcurrentTransforms": {"type": "integer"},
-        "BatchStrategy": _TEXT,
+        "BatchStrategy": TEXT,
         "MaxPayloadInMB": {"type": "integer"},
-    },
-    "required": ["MaxConcurrentTransforms", "BatchStrategy", "MaxPayloadInMB"],
-}
+    }
+)
 _DESCRIPTION = """\
 A JSON object that has one of MLflow's envelopes, with `params` beside it if there are any, is answered as MLflow does;
 any other body as SageMaker's containers do. `Accept` says in which media type the answer is to be.
@@ -71,11 +64,8 @@ def _invocations(model: Model) -> tuple[dict[str, Body], dict[str, Body]]:
     envelopes, answers = forms(model, lenient=True)
     values = {name: one(tensor) for name, tensor in inputs.items()}
     records = {**array(by_name(signature.inputs)), "minItems": 1, "maxItems": model.max_rows}
-    split = {"type": "object", "properties": {"columns": array(_TEXT), "data": array(array({}))}, "required": ["data"]}
-    schemas = [
-        {"type": "object", "properties": {name: schema}, "required": [name]}
-        for name, schema in (("dataframe_records", records), ("dataframe_split", split))
-    ]
+    split = object_of({"columns": array(TEXT), "data": array(array({}))}, "columns")
+    schemas = [object_of({"dataframe_records": records}), object_of({"dataframe_split": split})]
     examples = {
         **envelopes.examples,
         **_of(model, "records", {"dataframe_records": [values]}),

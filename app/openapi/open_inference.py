@@ -9,16 +9,15 @@ import orjson
 
 from app.dialects.datatypes import DATATYPES, raw
 from app.dialects.open_inference import LENGTH
-from app.openapi.operation import BINARY, JSON, Body, Example, Operation, Schema, prediction
+from app.openapi.operation import BINARY, JSON, TEXT, Body, Example, Operation, Schema, prediction
 from app.openapi.tensorflow_serving import ERROR
-from app.openapi.tensors import Model, array
+from app.openapi.tensors import Model, array, object_of
 from serving.signature import TensorSpec
 from serving.task import Tensor
 
 _TAG = "Open Inference"
 _OCTETS = "application/octet-stream"
 _NAMED = ("", "/versions/{version}")
-_TEXT: Schema = {"type": "string"}
 _PARAMETERS: Schema = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
 _DESCRIPTION = f"""\
 Tensors may stand behind the JSON, in binary: then `{LENGTH}` says how long the JSON is, and `binary_data_size` in the
@@ -30,7 +29,7 @@ microseconds.
 def operations(model: Model) -> list[Operation]:
     """Infer, health and metadata."""
     takes, gives = _requests(model), _answers(model)
-    live, ready = (_object({key: {"type": "boolean"}}) for key in ("live", "ready"))
+    live, ready = (object_of({key: {"type": "boolean"}}) for key in ("live", "ready"))
     found = [
         Operation(_TAG, "/v2", "The server", {JSON: Body(_SERVER)}),
         Operation(_TAG, "/v2/health/live", "Whether the server is up", {JSON: Body(live)}),
@@ -52,7 +51,7 @@ def operations(model: Model) -> list[Operation]:
                 _TAG,
                 f"{path}/ready",
                 "Whether it is ready",
-                {JSON: Body(_object({"name": _TEXT, "ready": {"type": "boolean"}}))},
+                {JSON: Body(object_of({"name": TEXT, "ready": {"type": "boolean"}}))},
                 errors=(ERROR,),
                 statuses=(400, 404, 414),
                 not_ready=503,
@@ -61,15 +60,10 @@ def operations(model: Model) -> list[Operation]:
     return found
 
 
-def _object(properties: dict[str, Schema], *optional: str) -> Schema:
-    required = [name for name in properties if name not in optional]
-    return {"type": "object", "properties": properties, "required": required}
-
-
-_SERVER = _object({"name": _TEXT, "version": _TEXT, "extensions": array(_TEXT)})
-_TENSOR = _object({"name": _TEXT, "datatype": {"enum": [*DATATYPES.values()]}, "shape": array({"type": "integer"})})
-_METADATA = _object(
-    {"name": _TEXT, "versions": array(_TEXT), "platform": _TEXT, "inputs": array(_TENSOR), "outputs": array(_TENSOR)}
+_SERVER = object_of({"name": TEXT, "version": TEXT, "extensions": array(TEXT)})
+_TENSOR = object_of({"name": TEXT, "datatype": {"enum": [*DATATYPES.values()]}, "shape": array({"type": "integer"})})
+_METADATA = object_of(
+    {"name": TEXT, "versions": array(TEXT), "platform": TEXT, "inputs": array(_TENSOR), "outputs": array(_TENSOR)}
 )
 
 
@@ -77,8 +71,8 @@ def _requests(model: Model) -> dict[str, Body]:
     signature = model.card.signature
     least = sum(spec.default is None for spec in signature.inputs)
     inputs = {**array({"anyOf": [_tensor(spec) for spec in signature.inputs]}), "minItems": max(1, least)}
-    wanted = _object({"name": {"enum": [spec.name for spec in signature.outputs]}, "parameters": _PARAMETERS})
-    wanted["required"] = ["name"]
+    known = {"enum": [spec.name for spec in signature.outputs]}
+    wanted = object_of({"name": known, "parameters": _PARAMETERS}, "parameters")
     parameters = {
         **_PARAMETERS,
         "properties": {
@@ -87,8 +81,8 @@ def _requests(model: Model) -> dict[str, Body]:
             "binary_data_output": {"type": "boolean"},
         },
     }
-    schema = _object({"id": _TEXT, "parameters": parameters, "inputs": inputs, "outputs": array(wanted)})
-    schema["required"] = ["inputs"]
+    about = {"id": TEXT, "parameters": parameters, "inputs": inputs, "outputs": array(wanted)}
+    schema = object_of(about, "id", "parameters", "outputs")
     row = model.inputs(signature)
     listed = [_told(spec, row[spec.name]) for spec in signature.inputs]
     sent = b"".join(raw(tensor) for tensor in row.values())
@@ -104,11 +98,11 @@ def _requests(model: Model) -> dict[str, Body]:
 
 def _answers(model: Model) -> dict[str, Body]:
     signature = model.card.signature
-    schema = _object(
+    schema = object_of(
         {
             "model_name": {"const": model.card.name},
-            "model_version": _TEXT,
-            "id": _TEXT,
+            "model_version": TEXT,
+            "id": TEXT,
             "outputs": array({"anyOf": [_tensor(spec) for spec in signature.outputs]}),
         },
         "id",
@@ -120,7 +114,7 @@ def _answers(model: Model) -> dict[str, Body]:
 
 
 def _tensor(spec: TensorSpec) -> Schema:
-    found = _object(
+    return object_of(
         {
             "name": {"const": spec.name},
             "shape": {
@@ -133,10 +127,10 @@ def _tensor(spec: TensorSpec) -> Schema:
             "datatype": {"type": "string"},
             "data": {"type": "array", "description": f"rows of {spec}, nested or flat"},
             "parameters": _PARAMETERS,
-        }
+        },
+        "data",
+        "parameters",
     )
-    found["required"] = ["name", "shape", "datatype"]
-    return found
 
 
 def _told(spec: TensorSpec, tensor: Tensor) -> dict[str, Any]:

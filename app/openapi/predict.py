@@ -11,7 +11,7 @@ import orjson
 from app import problems
 from app.openapi import media
 from app.openapi.operation import JSON, Body, Errors, Example, Operation, Schema, prediction
-from app.openapi.tensors import Model, array, by_name, named, one, row
+from app.openapi.tensors import Model, array, by_name, named, object_of, one, row
 from serving.signature import Signature
 from serving.task import Tensors
 
@@ -72,8 +72,8 @@ def forms(model: Model, lenient: bool = False) -> tuple[Body, Body]:
     for name, signature in card.signatures.items():
         for form, schema in (("instances", _rows(signature, model.max_rows)), ("inputs", _columns(signature, model))):
             properties = {form: schema, "signature_name": {"const": name}}
-            required = [form] if name == card.signature_name else [form, "signature_name"]
-            taken.append({"type": "object", "properties": properties, "required": required, **others})
+            optional = ("signature_name",) if name == card.signature_name else ()
+            taken.append({**object_of(properties, *optional), **others})
     signature = card.signature
     inputs, outputs = model.inputs(signature), model.outputs(signature)
     examples = {
@@ -81,7 +81,7 @@ def forms(model: Model, lenient: bool = False) -> tuple[Body, Body]:
         **_renamed(model.example({"inputs": _listed(inputs)}), "columns"),
     }
     given = [
-        {"type": "object", "properties": {key: make(one)}, "required": [key], "additionalProperties": False}
+        {**object_of({key: make(one)}), "additionalProperties": False}
         for one in card.signatures.values()
         for key, make in (("predictions", _given_rows), ("outputs", _given_columns(lenient)))
     ]

@@ -4,16 +4,16 @@ Runs in:  worker.
 """
 
 from app.dialects.tensorflow_serving import Classify, Regress
-from app.openapi.operation import JSON, Body, Errors, Example, Operation, Schema, prediction
+from app.openapi.operation import JSON, TEXT, Body, Errors, Example, Operation, Schema, prediction
 from app.openapi.predict import forms
-from app.openapi.tensors import Model, array
+from app.openapi.tensors import Model, array, object_of
 from serving.signature import STRING, Signature
 
 _TAG = "TensorFlow Serving"
 ERROR = Errors(
     "Error",
     JSON,
-    {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]},
+    object_of({"error": TEXT}),
     lambda status, code, title: {"error": title},
 )
 _NAMED = ("", "/versions/{version}", "/labels/{label}")
@@ -32,41 +32,21 @@ _SCORES: Schema = {
         "maxItems": 2,
     },
 }
-_TEXT: Schema = {"type": "string"}
-_MODELS: Schema = {
-    "type": "object",
-    "properties": {"models": array({"type": "object", "properties": {"name": _TEXT}, "required": ["name"]})},
-    "required": ["models"],
-}
-_STATUS: Schema = {
-    "type": "object",
-    "properties": {
-        "model_version_status": array(
-            {
-                "type": "object",
-                "properties": {
-                    "version": _TEXT,
-                    "state": {"enum": ["LOADING", "AVAILABLE", "END"]},
-                    "status": {
-                        "type": "object",
-                        "properties": {"error_code": _TEXT, "error_message": _TEXT},
-                        "required": ["error_code", "error_message"],
-                    },
-                },
-                "required": ["version", "state", "status"],
-            }
-        )
-    },
-    "required": ["model_version_status"],
-}
-_METADATA: Schema = {
-    "type": "object",
-    "properties": {
-        "model_spec": {"type": "object", "properties": {"name": _TEXT, "version": _TEXT}},
+_MODELS = object_of({"models": array(object_of({"name": TEXT}))})
+_VERSION = object_of(
+    {
+        "version": TEXT,
+        "state": {"enum": ["LOADING", "AVAILABLE", "END"]},
+        "status": object_of({"error_code": TEXT, "error_message": TEXT}),
+    }
+)
+_STATUS = object_of({"model_version_status": array(_VERSION)})
+_METADATA = object_of(
+    {
+        "model_spec": {"type": "object", "properties": {"name": TEXT, "version": TEXT}},
         "metadata": {"type": "object", "properties": {"signature_def": {"type": "object"}}},
-    },
-    "required": ["model_spec", "metadata"],
-}
+    }
+)
 
 
 def operations(model: Model) -> list[Operation]:
@@ -106,11 +86,11 @@ def _examples(names: list[str], model: Model) -> Body:
         "context": _FEATURES,
         "signature_name": {"enum": names},
     }
-    required = ["examples"] if default in names else ["examples", "signature_name"]
+    optional = ("context", "signature_name") if default in names else ("context",)
     named = {} if default in names else {"signature_name": names[0]}
     example = Example({**named, "examples": [{}]})
-    return Body({"type": "object", "properties": properties, "required": required}, {"no features": example})
+    return Body(object_of(properties, *optional), {"no features": example})
 
 
 def _results(item: Schema) -> Body:
-    return Body({"type": "object", "properties": {"results": array(item)}, "required": ["results"]})
+    return Body(object_of({"results": array(item)}))

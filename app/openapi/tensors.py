@@ -79,6 +79,12 @@ def array(items: Schema, size: int = -1) -> Schema:
     return found if size < 0 else {**found, "minItems": size, "maxItems": size}
 
 
+def object_of(properties: dict[str, Schema], *optional: str) -> Schema:
+    """An object that has all of these but for what is optional."""
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, "required": required}
+
+
 def element(dtype: str) -> Schema:
     """One element of a tensor."""
     if dtype == STRING:
@@ -102,9 +108,5 @@ def by_name(specs: tuple[TensorSpec, ...]) -> Schema:
 
 def named(properties: dict[str, Schema], specs: tuple[TensorSpec, ...]) -> Schema:
     """An object by the names of specs, of which those with a default may be left out."""
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": [spec.name for spec in specs if spec.default is None],
-        "additionalProperties": False,
-    }
+    optional = (spec.name for spec in specs if spec.default is not None)
+    return {**object_of(properties, *optional), "additionalProperties": False}
