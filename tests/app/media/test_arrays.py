@@ -201,6 +201,13 @@ def test_sizes_that_no_tensor_has_are_refused(size, order):
         arrays.raw(b"", taken, 4, f"1,0,{size % 10**17}")
 
 
+def test_the_same_outputs_are_the_same_archive_at_any_time():
+    archive = zipfile.ZipFile(io.BytesIO(arrays.npz_of({"y": np.zeros(1)})))
+    theirs = zipfile.ZipFile(io.BytesIO(npz(y=np.zeros(1))))
+    (own,), (other,) = archive.infolist(), theirs.infolist()
+    assert (own.filename, own.date_time, own.external_attr) == (other.filename, other.date_time, other.external_attr)
+
+
 def test_an_npy_is_for_one_input_alone():
     with pytest.raises(SignatureMismatch, match="an npy file is one tensor, and the model takes x"):
         arrays.npy(npy(np.zeros((1, 2))), TWO, 4)
