@@ -119,7 +119,7 @@ class UwsgiTransport(Transport):
 
     def _first_seat(self) -> int:
         """In a thread that has none yet."""
-        if not self._own_seats:
+        if worker_id() and not self._own_seats:
             raise RuntimeError("this worker has no seats: no prediction should have come to it")
         seat = next(self._numbers)
         epoll = select.epoll()
