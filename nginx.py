@@ -45,6 +45,12 @@ def check_address(host: str, port: int) -> None:
         raise StartError(f"cannot listen on {host}:{port}: {error.strerror}; set PORT (or HOST) to another") from error
 
 
+def clear(run_dir: Path) -> None:
+    """Remove what one before has left: what was counted, and a socket beside which the next could not listen."""
+    for name in ("answers.log", "answers.read", "status.sock"):
+        (run_dir / name).unlink(missing_ok=True)
+
+
 def listens(host: str, port: int) -> bool:
     """Whether somebody listens there."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
@@ -66,6 +72,7 @@ def configuration(settings: Settings, listen: str, run_dir: Path, log_dir: Path 
         "user": f"user {user} {grp.getgrgid(os.getgid()).gr_name};" if user else "",
         "listen": listen,
         "port": listen.rpartition(":")[2],
+        "monitors": "".join(f"allow {address}; " for address in settings.monitors),
         "max_body_bytes": settings.max_body_bytes,
         "max_header_bytes": settings.max_header_bytes,
         # of four buffers, each for the request line or for whole headers

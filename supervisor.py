@@ -157,6 +157,7 @@ class Supervisor:
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise StartError(f"another server runs in {self.run_dir}; set RUN_DIR to a folder of its own") from None
+        nginx.clear(self.run_dir)
         (self.run_dir / "nginx.conf").write_text(self._nginx_conf(self.instance))
         # what was asked of a server before this one, and what it was at when it was killed
         reload.wish(self.run_dir)

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import reload
 from app import create_app
+from app.front import Front
+from app.metrics import Metrics
 from serving import uwsgi_transport
+from serving.counts import Counts
 from serving.plan import PlanFile
 from serving.quarantine import Quarantine
 from serving.settings import Settings
@@ -26,6 +29,8 @@ logging.basicConfig(
 )
 transport = uwsgi_transport.UwsgiTransport(settings)
 quarantine = Quarantine(uwsgi_transport.Notes(), settings.quarantine_s)
+# of each thread that predicts, and of each worker, for what is no prediction
+counts = Counts(settings.seats, settings.processes, settings.mule_processes)
 board = Board(settings.mules, settings.heartbeat_timeout_ms / 1000, settings.longest_predict_s)
 # the supervisor writes there what is to be served, and makes the other when this uWSGI serves no more
 plan, drain_file = PlanFile(Path(os.environ["RUN_DIR"], "plan.json")), Path(os.environ["RUN_DIR"], "drain")
@@ -46,7 +51,8 @@ def load() -> tuple[bool, str]:
     return told.state != reload.FAILED, told.text
 
 
-application = create_app(settings, transport, board, quarantine, plan, drain_file.exists, load)
+metrics = Metrics(transport, board, counts, Front(Path(os.environ["RUN_DIR"]).parent))
+application = create_app(settings, transport, board, quarantine, plan, metrics, drain_file.exists, load)
 
 
 def pin(number: int) -> None:
@@ -67,8 +73,10 @@ def start_process() -> None:
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
         transport.start_worker()
         number = uwsgi_transport.worker_id()
-        # not the one that answers health
-        if settings.pin_workers and number <= settings.prediction_workers:
+        # the one that answers health
+        control = number > settings.prediction_workers
+        metrics.start_worker(number, control)
+        if settings.pin_workers and not control:
             pin(number)
         return
     status = 1
@@ -76,8 +84,11 @@ def start_process() -> None:
         from mules.mule import run
         from mules.pool import Pool
 
+        counts.batches.start(id - 1)
         pool = Pool(id, settings, board, transport, quarantine, plan)
-        status = run(settings, transport, pool, quarantine, id, os.getpid(), board, uwsgi_transport.end_by)
+        status = run(
+            settings, transport, pool, quarantine, id, os.getpid(), board, uwsgi_transport.end_by, counts.batches
+        )
     except Exception:
         logging.getLogger("muleteer").exception("mule %d failed", id)
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 
 from flask import Flask, Response, abort, request
 
-from app import dialects, docs, health, problems, repository
+from app import dialects, docs, health, metrics, problems, repository
 from app.dialects import mlflow, open_inference, sagemaker, tensorflow_serving
 from app.dialects.dialect import Route
 from app.predict import Answer, Predict
@@ -31,6 +31,7 @@ def create_app(
     board: Board,
     quarantine: Quarantine,
     plan: PlanFile,
+    found: metrics.Metrics,
     drains: Callable[[], bool] = lambda: False,
     loads: Callable[[], tuple[bool, str]] = lambda: (False, "nobody can be asked"),
 ) -> Flask:
@@ -40,7 +41,7 @@ def create_app(
     gives whether all went well, and what happened.
     """
     app = Flask("muleteer", static_folder=None)
-    predict = Predict(settings, transport, board, quarantine, plan, drains).answer
+    predict = Predict(settings, transport, board, quarantine, plan, drains, found.ends.count).answer
     for rule in dialects.RULES:
         methods = ["POST", "PUT"] if rule in dialects.PUT else ["POST"]
         app.add_url_rule(rule, f"POST {rule}", _flask_view(predict), methods=methods)
@@ -51,7 +52,9 @@ def create_app(
     app.register_blueprint(sagemaker.blueprint(settings, board))
     app.register_blueprint(mlflow.blueprint(board))
     app.register_blueprint(repository.blueprint(settings, board, plan, loads))
+    app.register_blueprint(metrics.blueprint(found))
     problems.register(app, dialects.problem)
+    metrics.register(app, found.ends)
     app.wsgi_app = ShortCut(app.wsgi_app, predict)  # type: ignore[method-assign]
     return app
 

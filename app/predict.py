@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from app import body, problems
 from app.dialects.dialect import Call, Route
@@ -36,6 +36,27 @@ from serving.wire import decode_reply, encode_task
 
 # status line, headers, body
 Answer = tuple[str, list[tuple[str, str]], bytes]
+# seconds, in the order of counts.STAGES; none of what was refused
+Stages = tuple[float, ...]
+_NONE: Stages = ()
+
+
+class Count(Protocol):
+    """Counts a request that ended."""
+
+    def __call__(
+        self,
+        seat: int,
+        route: str,
+        status: str,
+        code: str,
+        version: int,
+        total_s: float,
+        id: str,
+        rows: int,
+        stages: Stages,
+    ) -> None: ...
+
 
 # how long a look at those who serve, and at what waits, is good for
 _LOOK_S = 0.01
@@ -56,7 +77,9 @@ class Predict:
         quarantine: Quarantine,
         plan: PlanFile,
         drains: Callable[[], bool],
+        count: Count,
     ) -> None:
+        self._count = count
         self._settings = settings
         self._drains = drains
         # whether nginx's connections end, each after its answer; or only one of them
@@ -80,28 +103,38 @@ class Predict:
         """The answer to one request, whatever happens to it."""
         start = time.monotonic()
         request_id = problems.request_id(environ)
+        version, rows, code, stages = ANY, 0, "", _NONE
         try:
-            answer = self._predict(environ, route, start, request_id)
+            answer, version, rows, stages = self._predict(environ, route, start, request_id)
         except ServingError as error:
-            answer = _refusal(route, error, request_id)
+            code, answer = error.code, _refusal(route, error, request_id)
+            version = ANY if error.version is None else error.version
         except Exception:
             log.exception("request=%s the handler failed", request_id)
             failed = ServingError("the server failed; the log has more under this request id")
-            answer = _refusal(route, failed, request_id)
+            code, answer = failed.code, _refusal(route, failed, request_id)
         if self._draining or self._crowded:
             # nginx opens its next connection to the uWSGI that serves now, or to whichever worker is free
             answer[1].append(("Connection", "close"))
             self._crowded = False
+        total_s = time.monotonic() - start + (stages[0] if stages else 0.0)
+        self._count(
+            self._transport.seat(), route.dialect.name, answer[0], code, version, total_s, request_id, rows, stages
+        )
         return answer
 
-    def _predict(self, environ: Mapping[str, Any], route: Route, start: float, request_id: str) -> Answer:
+    def _predict(
+        self, environ: Mapping[str, Any], route: Route, start: float, request_id: str
+    ) -> tuple[Answer, int, int, Stages]:
+        """The answer, the version that gave it, the rows, and the seconds of each stage."""
         if start >= self._look_at:
             self._look(start)
-        deadline = start + self._deadline_s
+        deadline, accept_s = start + self._deadline_s, 0.0
         passed_on = environ.get("HTTP_X_PASSED_ON")
         if passed_on:
             # it may have waited in the socket's backlog since nginx passed it on, by the clock of the host
-            deadline -= max(0.0, time.time() - float(passed_on))
+            accept_s = max(0.0, time.time() - float(passed_on))
+            deadline -= accept_s
         if "HTTP_X_REQUEST_TIMEOUT_MS" in environ:
             deadline -= self._deadline_s - self._timeout_s(environ)
         wanted = route.version or environ.get("HTTP_X_MODEL_VERSION")
@@ -143,11 +176,12 @@ class Predict:
             task.uuid = next(self._uuids).to_bytes(16)
             reply = self._ask(task, version)
         if reply.error is not None:
+            reply.error.version = reply.version
             raise reply.error
         replied = time.monotonic()
         about, told = encode(reply)
-        decode_ms, encode_ms = (offered - start) * 1000, (time.monotonic() - replied) * 1000
-        return (
+        decode_s, encode_s = offered - start, time.monotonic() - replied
+        answer = (
             "200 OK",
             [
                 *about,
@@ -156,11 +190,17 @@ class Predict:
                 ("X-Model-Version", str(reply.version)),
                 (
                     "Server-Timing",
-                    f"decode;dur={decode_ms:.3f}, queue;dur={reply.queue_ms:.3f},"
-                    f" predict;dur={reply.predict_ms:.3f}, encode;dur={encode_ms:.3f}",
+                    f"decode;dur={decode_s * 1000:.3f}, queue;dur={reply.queue_ms:.3f},"
+                    f" predict;dur={reply.predict_ms:.3f}, encode;dur={encode_s * 1000:.3f}",
                 ),
             ],
             told,
+        )
+        return (
+            answer,
+            reply.version,
+            rows,
+            (accept_s, decode_s, reply.queue_ms / 1000, reply.predict_ms / 1000, encode_s),
         )
 
     def _ask(self, task: Task, version: int) -> Reply:

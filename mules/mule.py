@@ -13,6 +13,7 @@ from types import FrameType
 
 from mules.pool import LOOK_S, Pool, look
 from mules.replica import EXITS, Replica, load
+from serving.counts import Batches
 from serving.errors import EngineError, ModelError
 from serving.plan import Release
 from serving.quarantine import Quarantine
@@ -85,6 +86,7 @@ def run(
     pid: int,
     board: Board,
     end_by: Callable[[int], None],
+    batches: Batches | None = None,
 ) -> int:
     """All of a mule's life.  Returns its exit status; the caller ends the process with it."""
     stop = Stop()
@@ -104,11 +106,12 @@ def run(
         pool.leave()
         return 0
     record.beat()
+    began = time.monotonic()
     record.state = State.LOADING
     try:
         release = pool.choose(post)
         stop.loading = True
-        replica = load(settings, release, transport, record, quarantine, end_by)
+        replica = load(settings, release, transport, record, quarantine, end_by, batches)
         stop.loading = False
         _check_memory(settings)
         while pool.comes_second() and not stop.asked():
@@ -121,6 +124,7 @@ def run(
             replica.check_signature(board.card())
             replica.describe(release.labels)
             record.beat()
+            record.load_s = time.monotonic() - began
             record.succeed()
     except Stopped:
         pool.leave()

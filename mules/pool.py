@@ -26,7 +26,7 @@ from serving.ledger import Ticket
 from serving.plan import Plan, PlanFile, Release
 from serving.quarantine import Quarantine, digest
 from serving.settings import Settings
-from serving.store import Board, Record, State
+from serving.store import Board, Death, Record, State
 from serving.task import Reply
 from serving.transport import Transport
 from serving.wire import encode_reply, peek_request_id
@@ -191,7 +191,7 @@ class Pool:
         """All that is to be done for a dead process, once.  Locked."""
         record = self._board.records[id - 1]
         starved = self._starved(record, process)
-        how = self._cause(record, process, starved)
+        death, how = self._cause(record, process, starved)
         by_itself = self._hung(record) or process.fell
         # several may be killed at one moment, and a task come from one to the next
         spared = self._settings.max_attempts > 1 and process.killed and not (starved or by_itself)
@@ -221,7 +221,7 @@ class Pool:
             len(recovery.again),
             len(recovery.guilty) + len(recovery.late),
         )
-        record.last_death = how
+        record.bury(death, how)
         # somebody else killed it, with nothing to do: no crash
         faultless = process.killed and not starved and not recovery.predicting
         self._vacate(record, how, faultless)
@@ -259,16 +259,21 @@ class Pool:
         killed = process.status in (None, signal.SIGKILL) and record.pid not in self._killed
         return killed and self._oom_kills.tell()
 
-    def _cause(self, record: Record, process: Process, starved: bool) -> str:
+    def _cause(self, record: Record, process: Process, starved: bool) -> tuple[Death, str]:
         memory = f"at {record.rss >> 20} MiB" if record.rss else ""
+        death = Death.OUT_OF_MEMORY if starved else Death.UNKNOWN
         if record.pid in self._killed:
             how = f"was killed: it {self._killed.pop(record.pid)}"
+            death = Death.LOADING if record.state is State.LOADING else Death.UNRESPONSIVE
         elif process.status is None:
             # another process has reaped it, and its status with it
             how = "died, out of memory" if starved else "died"
         elif os.WIFEXITED(process.status):
             how = f"exited with status {os.WEXITSTATUS(process.status)}"
+            death = Death.EXITED
         else:
+            if not starved:
+                death = Death.CRASHED if process.fell else Death.KILLED
             number = os.WTERMSIG(process.status)
             how = f"was killed by signal {number}"
             # those between SIGRTMIN and SIGRTMAX have no name
@@ -278,7 +283,7 @@ class Pool:
                 how += ", out of memory"
             elif number == signal.SIGKILL and self._hung(record):
                 how += f": it had predicted for longer than predict_timeout_s = {self._settings.longest_predict_s}"
-        return f"{how} {memory}".strip()
+        return Death.HUNG if self._hung(record) else death, f"{how} {memory}".strip()
 
     def count_failure(self, record: Record, error: str, permanent: bool = False) -> None:
         """A load has failed: how long its successor pauses, and whether anybody should wait for that."""

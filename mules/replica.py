@@ -17,6 +17,7 @@ from mules import engines
 from mules.canary import Canary, check_outputs
 from mules.pace import Pace
 from serving import batching
+from serving.counts import Batches
 from serving.errors import ClientError, EngineError, ModelError, ModelNotFound, ServingError
 from serving.ledger import ANY, Taken
 from serving.model import ModelCard, ModelFolder
@@ -51,6 +52,7 @@ class Replica:
         quarantine: Quarantine | None = None,
         end_by: Callable[[int], None] = lambda seconds: None,
         predict_timeout_s: int = 0,
+        batches: Batches | None = None,
     ) -> None:
         # by the name of a signature as a task has it
         self._engines = {"": engine, **engines.others(engine)}
@@ -65,6 +67,7 @@ class Replica:
         self._quarantine = quarantine
         self._end_by = end_by
         self._predict_timeout_s = predict_timeout_s
+        self._batches = batches
         self._pace = Pace()
         self._last_predict = time.monotonic()
         self._taken: dict[bytes, Taken] = {}
@@ -186,6 +189,8 @@ class Replica:
             return
         self._end_by(0)
         predict_s = time.monotonic() - start
+        if self._batches is not None:
+            self._batches.count(sum(task.rows for task in batch), len(batch), self._version, predict_s)
         frames = encode_replies(batch, self._version, start, predict_s * 1000, outputs)
         for one, task, frame in zip(taken, batch, frames, strict=True):
             try:
@@ -247,6 +252,7 @@ def load(
     record: Record,
     quarantine: Quarantine | None = None,
     end_by: Callable[[int], None] = lambda seconds: None,
+    batches: Batches | None = None,
 ) -> Replica:
     """The replica of a release, its model loaded and warm."""
     start = time.monotonic()
@@ -283,6 +289,7 @@ def load(
         quarantine,
         end_by,
         settings.longest_predict_s,
+        batches,
     )
     replica.warm_up()
     log.info(

@@ -36,6 +36,8 @@ class ServingError(Exception):
     code: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
     retry_after_s: int | None = None
+    # of the model that ended in it, where one did
+    version: int | None = None
 
 
 class ClientError(ServingError):
@@ -188,6 +190,7 @@ def tree(root: type[ServingError]) -> list[type[ServingError]]:
 
 
 _BY_CODE = {error.code: error for error in tree(ServingError)}
+CODES = tuple(_BY_CODE)
 
 
 def by_code(code: str, detail: str) -> ServingError:

@@ -11,6 +11,7 @@ Runs in:  both.
 import mmap
 import struct
 import threading
+import time
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
@@ -89,6 +90,7 @@ class Seats:
         self._frames = mmap.mmap(-1, self._stride * seats)
         self._queued = mmap.mmap(-1, seats)
         self._claimed = mmap.mmap(-1, 16 * seats)
+        self._since = memoryview(mmap.mmap(-1, 8 * seats)).cast("d")
         self._mutex = threading.Lock()
 
     def sit(self, ticket: Ticket, frame: bytes) -> None:
@@ -104,6 +106,7 @@ class Seats:
         # the uuid last: all that is read with it is its own
         self._heads[head + 16 : head + _HEAD.size] = written[16:]
         self._heads[head : head + 16] = ticket.uuid
+        self._since[ticket.seat] = time.monotonic()
         self._rows[ticket.seat] = ticket.rows
 
     def leave(self, seat: int) -> None:
@@ -137,6 +140,10 @@ class Seats:
 
     def empty(self) -> bool:
         return self._rows_memory[:] == self._nobody
+
+    def waiting(self) -> dict[int, float]:
+        """The seats where somebody waits, and since when."""
+        return {seat: since for seat, since in enumerate(self._since.tolist()) if self._rows[seat]}
 
     # ---- the queue of seats
 

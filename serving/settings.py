@@ -9,6 +9,7 @@ Raises:   SettingsError, which names the key, the value, the reason and a value 
 """
 
 import difflib
+import ipaddress
 import math
 import mmap
 import os
@@ -78,6 +79,7 @@ class Settings:
     version_poll_s: int = _serving(0, 0)
     repository_api: bool = _serving(False)
     public_sample: bool = _serving(False)
+    monitor_from: str = _serving("127.0.0.0/8 ::1")
     store_max_gb: int = _serving(20, 1)
     deadline_ms: int = _serving(5000, 1)
     max_batch_rows: int = _serving(32, 1)
@@ -152,6 +154,11 @@ class Settings:
         return self.queue * self.queue_blocksize + self._frames_bytes + self._replies_bytes + cache
 
     @property
+    def monitors(self) -> list[str]:
+        """The addresses and networks from which /metrics may be seen."""
+        return self.monitor_from.replace(",", " ").split()
+
+    @property
     def _frames_bytes(self) -> int:
         return self.seats * _in_pages(self.max_frame_bytes)
 
@@ -180,6 +187,11 @@ class Settings:
         if not POLICY.fullmatch(self.version_policy):
             reason = "it is latest, latest and how many (latest 2), all, or the numbers of versions (3, 4)"
             raise _refusal("version_policy", self.version_policy, reason, "latest")
+        for address in self.monitors:
+            try:
+                ipaddress.ip_network(address)
+            except ValueError as error:
+                raise _refusal("monitor_from", self.monitor_from, str(error), "127.0.0.0/8 ::1") from error
         if self.log_level not in LOG_LEVELS:
             raise _refusal("log_level", self.log_level, f"it is one of {', '.join(LOG_LEVELS)}", "info")
         page = mmap.PAGESIZE

@@ -17,7 +17,7 @@ import mmap
 import time
 import zlib
 from dataclasses import asdict, dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Any, NamedTuple
 
 from serving.ledger import ANY
@@ -39,6 +39,19 @@ class State(IntEnum):
     DRAINING = 5
     SPARE = 6
     GONE = 7  # ended or died, and was seen to be
+
+
+class Death(StrEnum):
+    """What a process died of."""
+
+    KILLED = "killed"  # by somebody else
+    OUT_OF_MEMORY = "out_of_memory"  # killed by the kernel
+    CRASHED = "crashed"  # a signal of its own, as a segmentation fault
+    EXITED = "exited"
+    HUNG = "hung"  # killed, for it predicted for too long
+    UNRESPONSIVE = "unresponsive"  # killed, for it was stopped, or said nothing
+    LOADING = "loading"  # killed, for it loaded for too long
+    UNKNOWN = "unknown"  # somebody else was told
 
 
 @dataclass(frozen=True)
@@ -104,7 +117,11 @@ class Record:
     ready_at = _second(18, "when the load succeeded")
     version = _number(19, "of the model that it has loaded, or is to load; -1 before that is known")
     default = _number(20, "1 when it answers requests that name no version")
-    _NUMBERS = 21
+    load_s = _second(21, "what the last load took")
+    loads = _number(22, "which succeeded, of all processes here")
+    failed_loads = _number(23, "of all processes here")
+    _FIRST_DEATH = 24
+    _NUMBERS = _FIRST_DEATH + len(Death)
     BYTES = 8 * _NUMBERS + _CARD_BYTES + 2 * _TEXT_BYTES
 
     def __init__(self, memory: memoryview) -> None:
@@ -145,6 +162,7 @@ class Record:
         """Count a failed load, with its error and the pause before the next; for_good: nobody need wait for that."""
         self.last_error = error
         self.failures += 1
+        self.failed_loads += 1
         self.not_before = time.monotonic() + pause_s
         self._given_up = int(for_good)
         self.state = State.FAILED if for_good else State.PAUSED
@@ -152,6 +170,7 @@ class Record:
     def succeed(self) -> None:
         """The model is loaded and warm."""
         self.failures = 0
+        self.loads += 1
         self.ever_ready = 1
         self._given_up = 0
         self.ready_at = time.monotonic()
@@ -170,6 +189,16 @@ class Record:
         self.state = State.PAUSED
         self.pid = 0
         self.busy_since = 0.0
+
+    def bury(self, death: Death, how: str) -> None:
+        """Count what its process died of, and say how."""
+        self._integers[self._FIRST_DEATH + list(Death).index(death)] += 1
+        self.last_death = how
+
+    def deaths(self) -> dict[Death, int]:
+        """Of all processes here, by what they died of."""
+        counts = self._integers[self._FIRST_DEATH : self._NUMBERS]
+        return dict(zip(Death, counts, strict=True))
 
     def retire(self) -> None:
         """Its process is gone, or as good as: the post is free."""

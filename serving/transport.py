@@ -63,6 +63,15 @@ class Recovery(NamedTuple):
     predicting: int
 
 
+class Queue(NamedTuple):
+    """How many threads can wait, how many do, for how many of those no replica works yet, and the longest of these."""
+
+    capacity: int
+    waiting: int
+    queued: int
+    oldest_s: float
+
+
 class Transport(ABC):
     """The protocol; a subclass brings queue, lock and sleep."""
 
@@ -135,6 +144,13 @@ class Transport(ABC):
     def waiting_rows(self, versions: Collection[int] | None = None) -> int:
         """The rows of all tasks that somebody waits for, queued or held; of those that name one of some versions."""
         return self._seats.rows(versions)
+
+    def queue(self, now: float) -> Queue:
+        """How it stands: a look without the lock, and so a moment of each part."""
+        waiting = self._seats.waiting()
+        held = {ticket.seat for held in self._held for _, ticket, _ in held.tickets()}
+        queued = [since for seat, since in waiting.items() if seat not in held]
+        return Queue(self._seats.count, len(waiting), len(queued), now - min(queued, default=now))
 
     def crowded(self) -> bool:
         """Whether far more requests wait in this process than in another of its kind."""

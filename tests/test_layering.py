@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"serving.errors"},
     {"serving.task", "serving.plan"},
-    {"serving.signature", "serving.settings", "serving.ledger"},
+    {"serving.signature", "serving.settings", "serving.ledger", "serving.counts"},
     {"serving.wire", "serving.batching", "serving.transport", "serving.model"},
     {"serving.uwsgi_transport", "serving.memory_transport", "serving.store", "serving.quarantine"},
     {"app", "mules", "sources"},

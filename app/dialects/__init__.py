@@ -12,6 +12,14 @@ from app.dialects import open_inference, plain, sagemaker, tensorflow_serving, t
 from app.dialects.dialect import Route
 
 _PLAIN = Route(plain.Plain())
+# the paths of predictions, as metrics have them
+NAMES = (
+    plain.Plain.name,
+    *tensorflow_serving.NAMES,
+    open_inference.Infer.name,
+    sagemaker.Invocations.name,
+    torchserve.Predictions.name,
+)
 DIALECTS = (open_inference, tensorflow_serving, sagemaker, torchserve)
 # Flask's rules for the paths that are found here
 RULES = ("/predict", *(rule for dialect in DIALECTS for rule in dialect.RULES))

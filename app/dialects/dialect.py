@@ -7,7 +7,7 @@ Shapes:   tensors are (rows, *spec.shape).
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import orjson
 from flask import Response
@@ -54,7 +54,10 @@ class Asked(NamedTuple):
 
 
 class Dialect(Protocol):
-    """One protocol."""
+    """One way to ask, of one protocol."""
+
+    # the path, as metrics have it
+    name: ClassVar[str]
 
     def decode(self, call: Call) -> Asked:
         """What a request asks for; a ClientError where it cannot be understood."""

@@ -14,7 +14,7 @@ import math
 import re
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 from flask import Blueprint, Response
@@ -50,6 +50,8 @@ def route(path: str) -> Route | None:
 
 class Infer:
     """Tensors in, tensors out."""
+
+    name: ClassVar = "/v2/models/{model}/infer"
 
     def decode(self, call: Call) -> Asked:
         card, length = call.card, call.environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH")

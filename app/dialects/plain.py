@@ -5,6 +5,7 @@ Runs in:  worker.
 
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 from app import codec, forms, media, problems
 from app.dialects.dialect import JSON, Asked, Call, Encoded, Headers, Route
@@ -16,6 +17,8 @@ _HEADERS: Headers = [JSON]
 
 class Plain:
     """JSON as app/codec.py has it, or what app/media/ reads and writes."""
+
+    name: ClassVar = "/predict"
 
     def decode(self, call: Call) -> Asked:
         card = call.card

@@ -17,7 +17,7 @@ Source:   docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code
           aws/sagemaker-inference-toolkit, src/sagemaker_inference/decoder.py and encoder.py.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from flask import Blueprint, Response
 
@@ -47,6 +47,8 @@ def route(path: str) -> Route | None:
 
 class Invocations:
     """Rows in, predictions out, in the form in which they were sent."""
+
+    name: ClassVar = "/invocations"
 
     def decode(self, call: Call) -> Asked:
         sent, wanted = call.environ.get("CONTENT_TYPE", ""), call.environ.get("HTTP_ACCEPT", "")

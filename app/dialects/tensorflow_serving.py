@@ -9,7 +9,7 @@ Source:   tensorflow/serving, g3doc/api_rest.md, model_servers/http_rest_api_uti
 
 import base64
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 from flask import Blueprint, Response, request
@@ -70,6 +70,8 @@ def spelled(path: str) -> str:
 class Predict:
     """Rows or columns in, rows or columns out."""
 
+    name: ClassVar = "/v1/models/{model}:predict"
+
     def decode(self, call: Call) -> Asked:
         card = call.card
         inputs, encode, signature = codec.decode(
@@ -84,6 +86,7 @@ class Predict:
 class Regress(Predict):
     """Examples in, which the model takes serialized in its one string input, and a number for each out."""
 
+    name: ClassVar = "/v1/models/{model}:regress"
     verb = "regress"
     gives: tuple[str, ...] = ("outputs",)
 
@@ -116,6 +119,7 @@ class Regress(Predict):
 class Classify(Regress):
     """Examples in, and labels with their scores for each out."""
 
+    name: ClassVar = "/v1/models/{model}:classify"
     verb = "classify"
     gives = ("classes", "scores")
 
@@ -140,6 +144,7 @@ class Classify(Regress):
 
 
 _DIALECTS = {"predict": Predict(), "classify": Classify(), "regress": Regress()}
+NAMES = tuple(dialect.name for dialect in _DIALECTS.values())
 
 
 def problem(status: int, text: str) -> bytes:

@@ -18,6 +18,7 @@ Source:   pytorch/serve, docs/inference_api.md, frontend/server's InferenceReque
 
 import re
 from collections.abc import Callable
+from typing import ClassVar
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -65,6 +66,8 @@ def _problem(status: int, kind: str, text: str) -> bytes:
 
 class Predictions:
     """What a handler takes, and what it returns."""
+
+    name: ClassVar = "/predictions/{model}"
 
     def decode(self, call: Call) -> Asked:
         signature, body = call.card.signature, call.body

@@ -4,6 +4,7 @@ Runs in:  worker.
 """
 
 from app.openapi.operation import JSON, TEXT, Body, Example, Operation, Schema
+from app.openapi.predict import PROBLEM
 from app.openapi.tensorflow_serving import ERROR
 from app.openapi.tensors import Model, array, object_of
 
@@ -36,6 +37,15 @@ def operations(model: Model) -> list[Operation]:
     return [
         Operation("health", "/healthz", "Whether the process is up", {JSON: Body(_UP)}),
         Operation("health", "/readyz", "Whether it can predict, and why not", {JSON: Body(_READY)}, not_ready=503),
+        Operation(
+            "health",
+            "/metrics",
+            "What the pool does and has done, for Prometheus",
+            {"text/plain": Body(TEXT), "application/openmetrics-text": Body(TEXT)},
+            description="For the addresses in monitor_from.",
+            errors=(PROBLEM,),
+            statuses=(403,),
+        ),
         Operation(
             "repository",
             "/v2/repository/models/{model}/load",

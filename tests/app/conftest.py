@@ -9,8 +9,11 @@ import pytest
 from werkzeug.test import Client
 
 from app import create_app
+from app.front import Front
+from app.metrics import Metrics
 from mules.engines.python import PythonEngine
 from mules.replica import Replica
+from serving.counts import Counts
 from serving.memory_transport import MemoryTransport
 from serving.model import ModelCard
 from serving.plan import PlanFile
@@ -51,7 +54,8 @@ class Chain:
         self.quarantine = Quarantine(MemoryNotes(), 60)
         self.plan = plan or PlanFile(Path("there is none"))
         settings = replace(SETTINGS, **settings)
-        self.app = create_app(settings, self.transport, self.board, self.quarantine, self.plan, loads=loads)
+        found = Metrics(self.transport, self.board, Counts(settings.seats, settings.processes, 3), Front())
+        self.app = create_app(settings, self.transport, self.board, self.quarantine, self.plan, found, loads=loads)
         self._clients = {"short cut": Client(self.app.wsgi_app), "flask": Client(self.app.wsgi_app.flask_door)}
         self._stopped = threading.Event()
         self._threads = []

@@ -1,0 +1,192 @@
+"""What the processes count, in memory that all share: each block has one writer, so nothing is lost and nobody waits.
+
+A table has a block for each thread or process that writes; a block has rows, each found by two numbers that say what it
+counts.  Who reads adds up the blocks.  They outlive their writers, and who follows one that died goes on where it
+stopped: no count ever goes back.
+
+Made before the fork, and so shared.
+
+Runs in:  both.
+Units:    seconds.
+"""
+
+import math
+import mmap
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Collection
+
+import numpy as np
+import numpy.typing as npt
+
+# the upper bounds of a latency's buckets, from the fastest model to the longest deadline
+BOUNDS_S = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, math.inf)
+BUCKETS = len(BOUNDS_S)
+# of a request, one after the other
+STAGES = ("accept", "decode", "queue", "predict", "encode")
+# what says what a row counts
+HEAD = 2
+# both, in the row of all that came when a block was full
+OTHER = -2
+# of each thread: routes, ends and versions that it has seen
+_REQUEST_ROWS = 96
+# of each replica: sizes of batches, and versions
+_BATCH_ROWS = 512
+# a histogram has a number for each bucket, and the sum
+HISTOGRAM = BUCKETS + 1
+# of a bucket: when, how long, and the id of the request
+ID_BYTES = 64
+EXEMPLAR = 2 + ID_BYTES // 8
+# one is kept for so long
+_EXEMPLAR_S = 1.0
+# the rows that were predicted, when the last request ended, the whole, its stages, the exemplars of the whole
+ROWS, LAST, WHOLE = range(3)
+EXEMPLARS = WHOLE + HISTOGRAM * (1 + len(STAGES))
+_REQUEST_NUMBERS = EXEMPLARS + BUCKETS * EXEMPLAR
+
+
+class Table:
+    """Blocks of rows, each of two numbers that say what it counts, and of numbers that count."""
+
+    def __init__(self, blocks: int, rows: int, numbers: int) -> None:
+        self.blocks, self.rows, self.numbers = blocks, rows, numbers
+        # mapped, and used only where a row is
+        self.memory = mmap.mmap(-1, 8 * blocks * rows * (HEAD + numbers))
+        self.integers = memoryview(self.memory).cast("q")
+        self.seconds = memoryview(self.memory).cast("d")
+        # how many rows of each block are used, the first ones
+        self.used = memoryview(mmap.mmap(-1, 8 * blocks)).cast("q")
+
+    def read(self) -> npt.NDArray[np.int64]:
+        """All rows of all blocks: (rows, HEAD + numbers)."""
+        all = np.frombuffer(self.memory, np.int64).reshape(self.blocks, self.rows, HEAD + self.numbers)
+        return np.concatenate([all[block, : self.used[block]] for block in range(self.blocks)])
+
+
+class Block:
+    """A writer's part of a table, in the process that writes."""
+
+    def __init__(self, table: Table, number: int) -> None:
+        self._table, self._number = table, number
+        # its predecessor's
+        starts = [self._start(row) for row in range(table.used[number])]
+        self._places = {(table.integers[start], table.integers[start + 1]): start + HEAD for start in starts}
+
+    def find(self, what: int, version: int) -> int:
+        """Where the numbers of a row begin."""
+        place = self._places.get((what, version))
+        return self._add(what, version) if place is None else place
+
+    def _start(self, row: int) -> int:
+        return (self._number * self._table.rows + row) * (HEAD + self._table.numbers)
+
+    def _add(self, what: int, version: int) -> int:
+        table, row = self._table, len(self._places)
+        if row >= table.rows - 1:
+            what = version = OTHER
+            if (OTHER, OTHER) in self._places:
+                return self._places[OTHER, OTHER]
+        start = self._start(row)
+        table.integers[start], table.integers[start + 1] = what, version
+        # last: whoever reads it finds the whole row
+        table.used[self._number] = row + 1
+        place = self._places[what, version] = start + HEAD
+        return place
+
+
+class Requests:
+    """What became of requests: a block for each thread that predicts, and one for each worker's others."""
+
+    def __init__(self, threads: int, workers: int) -> None:
+        self._threads = self._others = threads
+        self.table = Table(threads + workers, _REQUEST_ROWS, _REQUEST_NUMBERS)
+        self._blocks: list[Block | None] = [None] * (threads + workers)
+        self._lock = threading.Lock()
+
+    def start_worker(self, number: int) -> None:
+        """In a fresh worker, counted from 1."""
+        self._others = self._threads + number - 1
+
+    def count_other(self, end: int, total_s: float, id: str) -> None:
+        """Count one that was no prediction, in any thread of this worker."""
+        with self._lock:
+            self.count(self._others, end, OTHER, total_s, id)
+
+    def count(
+        self,
+        thread: int,
+        end: int,
+        version: int,
+        total_s: float,
+        id: str,
+        rows: int = 0,
+        stages: Collection[float] = (),
+    ) -> None:
+        """Count one that ended, as a number says; with its rows and the seconds of its stages where it was answered."""
+        block = self._blocks[thread]
+        if block is None:
+            block = self._blocks[thread] = Block(self.table, thread)
+        place = block.find(end, version)
+        integers, seconds = self.table.integers, self.table.seconds
+        bucket = bisect_left(BOUNDS_S, total_s)
+        now = time.time()
+        exemplar = place + EXEMPLARS + bucket * EXEMPLAR
+        if now - seconds[exemplar] > _EXEMPLAR_S:
+            # nobody takes half of one: it has no time meanwhile
+            seconds[exemplar] = 0.0
+            start = 8 * (exemplar + 2)
+            self.table.memory[start : start + ID_BYTES] = id.encode().ljust(ID_BYTES, b"\0")
+            seconds[exemplar + 1] = total_s
+            seconds[exemplar] = now
+        integers[place + ROWS] += rows
+        seconds[place + LAST] = now
+        place += WHOLE
+        integers[place + bucket] += 1
+        seconds[place + BUCKETS] += total_s
+        for stage_s in stages:
+            place += HISTOGRAM
+            integers[place + bisect_left(BOUNDS_S, stage_s)] += 1
+            seconds[place + BUCKETS] += stage_s
+
+
+class Batches:
+    """What replicas predicted together: a block for each of them.
+
+    A row is found by how many rows, or by how many tasks, were predicted at once, and says
+    how often, and how long it took.
+    """
+
+    NUMBERS = 2
+    # the bit by which tasks are told from rows
+    TASKS = 1 << 32
+
+    def __init__(self, replicas: int) -> None:
+        self.table = Table(replicas, _BATCH_ROWS, self.NUMBERS)
+        self._block: Block | None = None
+
+    def start(self, number: int) -> None:
+        """In a fresh replica."""
+        self._block = Block(self.table, number)
+
+    def count(self, rows: int, tasks: int, version: int, took_s: float) -> None:
+        """Count one predict."""
+        if self._block is None:
+            return
+        for what in (_size(rows), _size(tasks) | self.TASKS):
+            place = self._block.find(what, version)
+            self.table.integers[place] += 1
+            self.table.seconds[place + 1] += took_s
+
+
+def _size(count: int) -> int:
+    """Of many, the next power of two: a block has no row for each."""
+    return count if count <= 64 else 1 << (count - 1).bit_length()
+
+
+class Counts:
+    """All of them."""
+
+    def __init__(self, threads: int, workers: int, replicas: int) -> None:
+        self.requests = Requests(threads, workers)
+        self.batches = Batches(replicas)

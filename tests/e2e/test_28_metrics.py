@@ -1,0 +1,154 @@
+"""The counts that /metrics tells are those of the client, to the request, whoever dies meanwhile."""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from functools import partial
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from .conftest import DIGITS, FANCY, ask, reload, wait_until
+
+CLIENTS = 8
+
+
+def scrape(server):
+    answer = server.request("GET", "/metrics")
+    assert answer.status == 200, answer.body
+    families = text_string_to_metric_families(answer.body.decode())
+    return {(one.name, frozenset(one.labels.items())): one.value for family in families for one in family.samples}
+
+
+def requests(samples, route="/predict"):
+    """How many ended in which status, on a route."""
+    found = Counter()
+    for (name, labels), count in samples.items():
+        labels = dict(labels)
+        if name == "muleteer_requests_total" and labels["route"] == route:
+            found[int(labels["status"])] += int(count)
+    return found
+
+
+def total(samples, name, **labels):
+    return sum(
+        count
+        for (found, has), count in samples.items()
+        if found == f"muleteer_{name}" and labels.items() <= dict(has).items()
+    )
+
+
+def is_gone(server, role, pid):
+    return pid not in server.processes()[role]
+
+
+def has_buried(server, count):
+    return total(scrape(server), "replica_deaths_total") == count
+
+
+class Load:
+    """Clients that ask one after the other, and count the statuses."""
+
+    def __init__(self, server, body=b'{"text": "metrics"}'):
+        self.statuses = Counter()
+        self._server, self._body = server, body
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(CLIENTS)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self):
+        connection = self._server.connect()
+        while not self._over.is_set() and self._server.process.poll() is None:
+            self.statuses[ask(connection, "POST", "/predict", self._body).status] += 1
+        connection.close()
+
+    def stop(self):
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+        return self.statuses
+
+
+def test_the_counts_are_those_of_the_client(start):
+    server = start(MODEL=FANCY, MULES=2).wait_ready()
+    load = Load(server)
+    time.sleep(2)
+    sent = load.stop()
+    refused = [server.request("POST", "/predict", body).status for body in (b"", b"{}", b'{"text": 3}')]
+    assert refused == [400] * 3
+    samples = scrape(server)
+    assert requests(samples) == {200: sent[200], 400: 3} and set(sent) == {200}
+    assert total(samples, "rows_total") == total(samples, "batch_rows_sum") == sent[200]
+    assert total(samples, "batch_tasks_sum") == sent[200]
+    for stage in ("accept", "decode", "queue", "predict", "encode"):
+        assert total(samples, "stage_duration_seconds_count", stage=stage) == sent[200]
+    assert total(samples, "request_duration_seconds_count", route="/predict") == sent[200] + 3
+
+
+def test_what_nginx_answers_by_itself_is_counted(start):
+    server = start(MODEL=FANCY, MULES=1, WORKERS=2, THREADS=1, SERVING_MAX_BODY_BYTES=1000).wait_ready()
+    assert server.request("POST", "/predict", b"x" * 2000).status == 413
+    load = Load(server)
+    wait_until(lambda: load.statuses[503] > 20 and load.statuses[200] > 20, "some are refused, and some are not")
+    sent = load.stop()
+    # nginx writes them once a second
+    wait_until(lambda: requests(scrape(server)) == sent + Counter({413: 1}), "all are counted")
+    samples = scrape(server)
+    assert total(samples, "requests_total", code="queue_full", status="503") > 0
+    assert total(samples, "requests_total", code="too_large", status="413") == 1
+
+
+@pytest.mark.parametrize("role", ["mule", "worker"])
+def test_no_count_is_lost_when_somebody_is_killed(start, role):
+    server = start(MODEL=FANCY, MULES=3, WORKERS=3).wait_ready()
+    load = Load(server)
+    before = 0
+    for kill in range(4):
+        time.sleep(0.5)
+        victim = server.processes()["mule"][0] if role == "mule" else server.prediction_workers()[0]
+        os.kill(victim, signal.SIGKILL)
+        wait_until(partial(is_gone, server, role, victim), "it is gone")
+        wait_until(lambda: server.ready()["ready_replicas"] == 3, "its successor is there")
+        count = sum(requests(scrape(server)).values())
+        assert count > before
+        before = count
+        if role == "mule":
+            wait_until(partial(has_buried, server, kill + 1), "it is buried")
+    sent = load.stop()
+    assert set(sent) == {200}
+    counted = requests(scrape(server))
+    # a worker may die between the count and the answer, and another one answers then
+    assert sent[200] <= counted[200] <= sent[200] + (4 * CLIENTS if role == "worker" else 0)
+    assert set(counted) == {200}
+
+
+def test_who_may_see_it_is_a_setting(start):
+    server = start(MODEL=FANCY, MULES=1, SERVING_MONITOR_FROM="192.0.2.0/24, ::1").wait_ready()
+    answer = server.request("GET", "/metrics")
+    assert answer.status == 403 and answer.json["code"] == "forbidden"
+    assert "monitor_from in uwsgi.ini" in answer.json["detail"]
+
+
+def test_a_reload_takes_no_count_away(start):
+    server = start(MODEL=FANCY, MULES=1).wait_ready()
+    for _ in range(5):
+        assert server.predict({"text": "a"}).status == 200
+    assert reload(server)[0] == 0
+    assert server.predict({"text": "a"}).status == 200
+    samples = scrape(server)
+    assert requests(samples)[200] == 6
+    assert total(samples, "replica_loads_total", result="ready") == 2
+
+
+def test_versions_are_told_apart(start, tmp_path):
+    server = start(MODEL=DIGITS, MULES=1).wait_ready()
+    assert server.request("POST", "/v2/models/digits/versions/7/infer", b"{}").status == 404
+    image = {"image": [[0] * 8] * 8}
+    assert server.predict(image).status == 200
+    samples = scrape(server)
+    assert total(samples, "requests_total", version="1", status="200") == 1
+    assert total(samples, "requests_total", route="/v2/models/{model}/infer", status="404") == 1
+    assert total(samples, "info", model="digits", engine="tensorflow") == 1

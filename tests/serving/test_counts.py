@@ -1,0 +1,119 @@
+"""Counts in shared memory: one writer for each block, successors that go on, and no block that overflows."""
+
+import math
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from serving import counts
+from serving.counts import BOUNDS_S, BUCKETS, HEAD, HISTOGRAM, Batches, Block, Requests, Table
+
+
+def whole(requests):
+    """Of all rows: what they count, how many, and the seconds."""
+    return {
+        (int(row[0]), int(row[1])): (
+            int(row[HEAD + counts.WHOLE :][:BUCKETS].sum()),
+            float(row[HEAD + counts.WHOLE + BUCKETS : HEAD + counts.WHOLE + HISTOGRAM].view(np.float64)[0]),
+        )
+        for row in requests.table.read()
+    }
+
+
+def test_nothing_is_counted_before_anything_happens():
+    requests = Requests(4, 2)
+    assert requests.table.read().shape == (0, HEAD + requests.table.numbers)
+
+
+def test_a_request_is_counted_by_how_it_ended_and_by_its_version():
+    requests = Requests(4, 2)
+    for seat, end, version, total_s in [(0, 5, 1, 0.25), (0, 5, 1, 0.5), (0, 6, 1, 1.0), (0, 5, 2, 2.0)]:
+        requests.count(seat, end, version, total_s, "a")
+    assert whole(requests) == {(5, 1): (2, 0.75), (6, 1): (1, 1.0), (5, 2): (1, 2.0)}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "bucket"), [(0.0, 0), (1e-4, 0), (1.1e-4, 1), (0.01, 6), (10.0, BUCKETS - 2), (1e9, BUCKETS - 1)]
+)
+def test_a_bound_is_of_the_bucket_below_it(seconds, bucket):
+    requests = Requests(1, 0)
+    requests.count(0, 1, 1, seconds, "a", 3, [seconds] * len(counts.STAGES))
+    (row,) = requests.table.read()
+    numbers = row[HEAD:]
+    assert numbers[counts.ROWS] == 3
+    for histogram in range(1 + len(counts.STAGES)):
+        start = counts.WHOLE + histogram * HISTOGRAM
+        assert numbers[start : start + BUCKETS].tolist() == [int(place == bucket) for place in range(BUCKETS)]
+        assert numbers[start + BUCKETS : start + HISTOGRAM].view(np.float64).tolist() == [seconds]
+
+
+def test_bounds_grow_and_the_last_one_holds_all():
+    assert list(BOUNDS_S) == sorted(set(BOUNDS_S)) and BOUNDS_S[-1] == math.inf
+
+
+def test_the_first_of_a_bucket_in_a_second_is_its_exemplar():
+    requests = Requests(1, 0)
+    requests.count(0, 1, 1, 0.3, "a" * counts.ID_BYTES)
+    requests.count(0, 1, 1, 0.4, "late")
+    (row,) = requests.table.read()
+    start = HEAD + counts.EXEMPLARS + 11 * counts.EXEMPLAR
+    slot = row[start : start + counts.EXEMPLAR]
+    assert slot[1:2].view(np.float64)[0] == 0.3
+    assert slot[2:].tobytes() == b"a" * counts.ID_BYTES
+
+
+def test_who_follows_one_that_died_goes_on_where_it_stopped():
+    requests = Requests(2, 1)
+    child = os.fork()
+    if not child:
+        requests.count(1, 5, 1, 0.25, "a")
+        requests.count(1, 6, 2, 0.25, "a")
+        os._exit(0)
+    os.waitpid(child, 0)
+    requests.count(1, 6, 2, 0.5, "a")
+    requests.count(1, 7, 2, 0.5, "a")
+    assert whole(requests) == {(5, 1): (1, 0.25), (6, 2): (2, 0.75), (7, 2): (1, 0.5)}
+
+
+def test_threads_of_a_worker_count_what_is_no_prediction_into_the_same_block():
+    requests = Requests(2, 3)
+    requests.start_worker(3)
+
+    def count():
+        for _ in range(2000):
+            requests.count_other(9, 0.0, "a")
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert whole(requests) == {(9, counts.OTHER): (8000, 0.0)}
+    assert requests.table.used.tolist() == [0, 0, 0, 0, 1]
+
+
+def test_what_comes_when_a_block_is_full_is_counted_together():
+    table = Table(2, 4, 1)
+    block = Block(table, 1)
+    for what in range(1, 8):
+        table.integers[block.find(what, 0)] += 1
+    # its successor knows
+    block = Block(table, 1)
+    for what in (1, 7, 8):
+        table.integers[block.find(what, 0)] += 1
+    assert table.read().tolist() == [[1, 0, 2], [2, 0, 1], [3, 0, 1], [counts.OTHER, counts.OTHER, 6]]
+    assert table.used.tolist() == [0, 4]
+
+
+def test_a_predict_is_counted_by_its_rows_and_by_its_tasks():
+    batches = Batches(2)
+    batches.count(1, 1, 1, 0.5)
+    assert len(batches.table.read()) == 0
+    batches.start(1)
+    for rows, tasks in [(8, 2), (8, 3), (100, 3)]:
+        batches.count(rows, tasks, 1, 0.5)
+    found = {(int(row[0]), int(row[1])): (int(row[2]), row[3:].view(np.float64)[0]) for row in batches.table.read()}
+    tasks = Batches.TASKS
+    assert found == {(8, 1): (2, 1.0), (128, 1): (1, 0.5), (tasks | 2, 1): (1, 0.5), (tasks | 3, 1): (2, 1.0)}
