@@ -22,7 +22,7 @@ serve: $(VENV)/.ready nginx $(if $(filter-out models/digits,$(MODEL)),,models/di
 reload: ## let the server on PORT take what has changed, without a failed request (ALL=1: everything anew)
 	@./entrypoint.sh reload $(if $(ALL),--all)
 
-test: $(VENV)/.dev nginx strace chromium models/digits ## run all tests, on real processes
+test: $(VENV)/.dev nginx strace chromium prometheus models/digits ## run all tests, on real processes
 	@$(BIN)/python -m pytest $(TESTS)
 
 check: $(VENV)/.dev ## format, lint, types, then the tests
@@ -60,7 +60,7 @@ clean: ## remove what was built, trained and logged
 
 # ---- what the verbs stand on
 
-.PHONY: nginx strace chromium python
+.PHONY: nginx strace chromium prometheus python
 python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
 	  echo "muleteer: $(PYTHON) is not Python 3.11, 3.12 or 3.13: make serve PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -83,8 +83,8 @@ $(VENV)/.dev: $(VENV)/.ready
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRA),examples,dev]'
 	@touch $@
 
-# Debian starts the nginx it installs: not here, where only the binary is wanted
-nginx strace chromium:
+# Debian starts the nginx and the Prometheus that it installs: not here, where only the binaries are wanted
+nginx strace chromium prometheus:
 	@PATH="$$PATH:/usr/sbin" command -v $@ >/dev/null || { \
 	  if [ "$$(id -u)" != 0 ]; then \
 	    echo "muleteer: $@ is missing: sudo apt-get install -y --no-install-recommends $@" >&2; exit 1; fi; \
