@@ -51,7 +51,7 @@ def load() -> tuple[bool, str]:
     return told.state != reload.FAILED, told.text
 
 
-metrics = Metrics(transport, board, counts, Front(Path(os.environ["RUN_DIR"]).parent))
+metrics = Metrics(transport, board, counts, Front(Path(os.environ["RUN_DIR"]).parent), settings.deadline_ms / 1000)
 application = create_app(settings, transport, board, quarantine, plan, metrics, drain_file.exists, load)
 
 

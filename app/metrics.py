@@ -84,11 +84,12 @@ class Ends:
 class Metrics(Collector):
     """What a scrape reads, as it is then."""
 
-    def __init__(self, transport: Transport, board: Board, known: Counts, nginx: Front) -> None:
+    def __init__(self, transport: Transport, board: Board, known: Counts, nginx: Front, deadline_s: float) -> None:
         self._transport = transport
         self._board = board
         self._counts = known
         self._nginx = nginx
+        self._deadline_s = deadline_s
         self.ends = Ends(known.requests, dialects.NAMES)
 
     def start_worker(self, number: int, control: bool) -> None:
@@ -181,6 +182,7 @@ class Metrics(Collector):
         yield _gauge("queue_depth", "Requests that no replica has taken yet", queue.queued)
         yield _gauge("queue_oldest_seconds", "How long the first of these has waited", queue.oldest_s)
         yield _gauge("queue_capacity", "Requests that can wait for their answers, one in each thread", queue.capacity)
+        yield _gauge("deadline_seconds", "Until a request is answered at the latest", self._deadline_s)
 
     def _replicas(self) -> Iterator[Metric]:
         label = ("replica",)

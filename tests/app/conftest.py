@@ -54,7 +54,8 @@ class Chain:
         self.quarantine = Quarantine(MemoryNotes(), 60)
         self.plan = plan or PlanFile(Path("there is none"))
         settings = replace(SETTINGS, **settings)
-        found = Metrics(self.transport, self.board, Counts(settings.seats, settings.processes, 3), Front())
+        counts = Counts(settings.seats, settings.processes, 3)
+        found = Metrics(self.transport, self.board, counts, Front(), settings.deadline_ms / 1000)
         self.app = create_app(settings, self.transport, self.board, self.quarantine, self.plan, found, loads=loads)
         self._clients = {"short cut": Client(self.app.wsgi_app), "flask": Client(self.app.wsgi_app.flask_door)}
         self._stopped = threading.Event()
