@@ -47,8 +47,8 @@ def create_app(
         app.add_url_rule(rule, f"POST {rule}", _flask_view(predict), methods=methods)
     app.register_blueprint(health.blueprint(settings, board, plan))
     app.register_blueprint(docs.blueprint(settings, board))
-    for dialect in (open_inference, tensorflow_serving):
-        app.register_blueprint(dialect.blueprint(board, plan))
+    app.register_blueprint(open_inference.blueprint(board, plan, found.counts))
+    app.register_blueprint(tensorflow_serving.blueprint(board, plan))
     app.register_blueprint(sagemaker.blueprint(settings, board))
     app.register_blueprint(mlflow.blueprint(board))
     app.register_blueprint(repository.blueprint(settings, board, plan, loads))

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from flask import Blueprint, Flask, Response, g, request
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
@@ -25,14 +24,13 @@ from app import dialects, front
 from app.front import Front
 from app.problems import request_id
 from serving import counts
-from serving.counts import Batches, Counts
+from serving.counts import Batches, Counts, Rows
 from serving.errors import CODES
 from serving.store import Board, State
 from serving.transport import Transport
 
 # of tasks and of rows in one predict
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-Rows = npt.NDArray[np.int64]
 
 
 class Ends:
@@ -87,14 +85,14 @@ class Metrics(Collector):
     def __init__(self, transport: Transport, board: Board, known: Counts, nginx: Front, deadline_s: float) -> None:
         self._transport = transport
         self._board = board
-        self._counts = known
+        self.counts = known
         self._nginx = nginx
         self._deadline_s = deadline_s
         self.ends = Ends(known.requests, dialects.NAMES)
 
     def start_worker(self, number: int, control: bool) -> None:
         """In a fresh worker, counted from 1.  control: it is the one that no prediction goes to."""
-        self._counts.requests.start_worker(number)
+        self.counts.requests.start_worker(number)
         if control:
             self._nginx.read(self._count_own)
 
@@ -123,7 +121,7 @@ class Metrics(Collector):
         yield from self._front()
 
     def _requests(self, model: str) -> Iterator[Metric]:
-        found = self._counts.requests.table.read()
+        found = self.counts.requests.table.read()
         ends = [(*self.ends.decode(int(row[0])), _version(int(row[1]))) for row in found]
         requests = CounterMetricFamily(
             "muleteer_requests",
@@ -154,7 +152,7 @@ class Metrics(Collector):
         yield from (requests, rows, whole, stage)
 
     def _batches(self, model: str) -> Iterator[Metric]:
-        found = self._counts.batches.table.read()
+        found = self.counts.batches.table.read()
         families = {
             kind: HistogramMetricFamily(
                 f"muleteer_batch_{kind}", f"{kind.capitalize()} of one predict", labels=("model", "version")

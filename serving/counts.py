@@ -29,6 +29,7 @@ STAGES = ("accept", "decode", "queue", "predict", "encode")
 HEAD = 2
 # both, in the row of all that came when a block was full
 OTHER = -2
+Rows = npt.NDArray[np.int64]
 # of each thread: routes, ends and versions that it has seen
 _REQUEST_ROWS = 96
 # of each replica: sizes of batches, and versions
@@ -58,7 +59,7 @@ class Table:
         # how many rows of each block are used, the first ones
         self.used = memoryview(mmap.mmap(-1, 8 * blocks)).cast("q")
 
-    def read(self) -> npt.NDArray[np.int64]:
+    def read(self) -> Rows:
         """All rows of all blocks: (rows, HEAD + numbers)."""
         all = np.frombuffer(self.memory, np.int64).reshape(self.blocks, self.rows, HEAD + self.numbers)
         return np.concatenate([all[block, : self.used[block]] for block in range(self.blocks)])

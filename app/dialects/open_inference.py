@@ -23,7 +23,9 @@ from app import codec, forms, large
 from app.dialects import datatypes
 from app.dialects.dialect import JSON, Asked, Call, Encoded, Headers, Route, answer
 from app.health import is_ready, loaded
+from app.statistics import statistics
 from app.versions import versions
+from serving.counts import Counts
 from serving.errors import ClientError, DecodeError, ModelNotFound, ServingError, SignatureMismatch
 from serving.model import ModelCard
 from serving.plan import PlanFile
@@ -34,7 +36,7 @@ from serving.task import Reply, Tensors
 PREFIX = "/v2"
 _NAMED = ("", "/versions/<version>")
 RULES = tuple(f"/v2/models/<model>{named}/infer" for named in _NAMED)
-EXTENSIONS = ("binary_tensor_data", "model_repository", "parameters", "schedule_policy")
+EXTENSIONS = ("binary_tensor_data", "model_repository", "parameters", "schedule_policy", "statistics")
 _PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 LENGTH = "Inference-Header-Content-Length"
 _BINARY = ("Content-Type", "application/octet-stream")
@@ -233,8 +235,8 @@ def _packed(headers: Headers, body: bytes, accepted: str) -> Encoded:
     return headers, body
 
 
-def blueprint(board: Board, plan: PlanFile) -> Blueprint:
-    """GET /v2 and below: health and metadata."""
+def blueprint(board: Board, plan: PlanFile, counts: Counts) -> Blueprint:
+    """GET /v2 and below: health, metadata and statistics."""
     found = Blueprint("open_inference", __name__)
     about = {"name": "muleteer", "version": importlib.metadata.version("muleteer"), "extensions": EXTENSIONS}
 
@@ -280,7 +282,14 @@ def blueprint(board: Board, plan: PlanFile) -> Blueprint:
             }
         )
 
+    def stats(model: str = "", version: str = "") -> Response:
+        card = wanted(model, version) if model else loaded(board)
+        known = {**board.versions(), **plan.read().versions}
+        return answer(statistics(counts, card.name, {known[version]} if version else {*known.values()}))
+
+    found.get("/v2/models/stats")(stats)
     for named in _NAMED:
+        found.get(f"/v2/models/<model>{named}/stats", endpoint=f"stats{len(named)}")(stats)
         found.get(f"/v2/models/<model>{named}", endpoint=f"metadata{len(named)}")(metadata)
         found.get(f"/v2/models/<model>{named}/ready", endpoint=f"ready{len(named)}")(model_ready)
 

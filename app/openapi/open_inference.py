@@ -35,8 +35,10 @@ def operations(model: Model) -> list[Operation]:
         Operation(_TAG, "/v2/health/live", "Whether the server is up", {JSON: Body(live)}),
         Operation(_TAG, "/v2/health/ready", "Whether it can predict", {JSON: Body(ready)}, not_ready=503),
     ]
+    found.append(_stats("/v2/models"))
     for named in _NAMED:
         path = f"/v2/models/{{model}}{named}"
+        found.append(_stats(path))
         found += [
             prediction(_TAG, f"{path}/infer", "Infer", takes, gives, (ERROR,), _DESCRIPTION, (LENGTH,)),
             Operation(
@@ -60,6 +62,34 @@ def operations(model: Model) -> list[Operation]:
     return found
 
 
+def _stats(path: str) -> Operation:
+    told = "What the model has done since the server started"
+    return Operation(_TAG, f"{path}/stats", told, {JSON: Body(_STATS)}, errors=(ERROR,), statuses=(400, 404, 414, 503))
+
+
+_DURATION = object_of({key: {"type": "integer", "minimum": 0} for key in ("count", "ns")})
+_COMPUTE = {f"compute_{part}": _DURATION for part in ("input", "infer", "output")}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_STATS = object_of(
+    {
+        "model_stats": array(
+            object_of(
+                {
+                    "name": TEXT,
+                    "version": TEXT,
+                    "last_inference": _COUNT,
+                    "inference_count": _COUNT,
+                    "execution_count": _COUNT,
+                    "inference_stats": object_of(
+                        dict.fromkeys(("success", "fail", "queue", "cache_hit", "cache_miss"), _DURATION) | _COMPUTE
+                    ),
+                    "batch_stats": array(object_of({"batch_size": _COUNT, **_COMPUTE})),
+                    "memory_usage": array({"type": "object"}),
+                }
+            )
+        )
+    }
+)
 _SERVER = object_of({"name": TEXT, "version": TEXT, "extensions": array(TEXT)})
 _TENSOR = object_of({"name": TEXT, "datatype": {"enum": [*DATATYPES.values()]}, "shape": array({"type": "integer"})})
 _METADATA = object_of(

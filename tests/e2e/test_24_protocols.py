@@ -1,6 +1,7 @@
 """Clients of other servers, as they are: the same answer to the same row in each protocol, and errors in its form."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -24,6 +25,21 @@ def check_form(answer, status, told):
 def client(digits):
     with triton.InferenceServerClient(f"127.0.0.1:{digits.port}") as client:
         yield client
+
+
+TWICE = """
+class Model:
+    inputs = {"x": "float32[1]"}
+    outputs = {"y": "float32[1]"}
+
+    def __init__(self, path):
+        pass
+
+    def predict(self, inputs):
+        if (inputs["x"] == 13).any():
+            raise ValueError("13")
+        return {"y": inputs["x"] * 2}
+"""
 
 
 def post(server, path, value, **headers):
@@ -81,6 +97,32 @@ def test_errors_reach_a_client_in_words(client, digits):
         assert told in error.value.message()
     assert not client.is_model_ready("digits", "7")
     check_form(post(digits, "/v1/models/none:predict", {"instances": []}), 404, "Latest(none)")
+
+
+def test_statistics_are_those_of_the_requests(start, tmp_path):
+    model = write_model(tmp_path / "twice", TWICE)
+    server = start(MODEL=model, MULES=1).wait_ready()
+    with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
+        tensor = triton.InferInput("x", [3, 1], "FP32").set_data_from_numpy(np.ones((3, 1), np.float32))
+        for _ in range(4):
+            client.infer("twice", [tensor])
+        tensor = triton.InferInput("x", [1, 1], "FP32").set_data_from_numpy(np.full((1, 1), 13, np.float32))
+        with pytest.raises(InferenceServerException):
+            client.infer("twice", [tensor])
+        (told,) = client.get_inference_statistics("twice")["model_stats"]
+        assert client.get_inference_statistics() == client.get_inference_statistics("twice", "1")
+    assert (told["name"], told["version"], told["inference_count"], told["execution_count"]) == ("twice", "1", 12, 4)
+    assert abs(told["last_inference"] / 1000 - time.time()) < 60
+    found = {name: duration["count"] for name, duration in told["inference_stats"].items()}
+    assert found == {
+        **dict.fromkeys(("success", "queue", "compute_input", "compute_infer", "compute_output"), 4),
+        **{"fail": 1, "cache_hit": 0, "cache_miss": 0},
+    }
+    assert 0 < told["inference_stats"]["compute_infer"]["ns"] < told["inference_stats"]["success"]["ns"]
+    (batch,) = told["batch_stats"]
+    assert batch["batch_size"] == 3 and batch["compute_infer"]["count"] == 4
+    check_form(server.request("GET", "/v2/models/none/stats"), 404, "none")
+    check_form(server.request("GET", "/v2/models/twice/versions/7/stats"), 404, "version 7")
 
 
 def test_the_words_of_a_path_may_be_in_any_case(digits):
