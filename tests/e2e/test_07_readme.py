@@ -102,6 +102,10 @@ def test_two_commands_serve_the_example_from_a_clean_clone(clone, serve):
     rows, metadata = (json.loads(run(one, clone, port)) for one in COMMANDS if "8080/v" in one)
     assert rows == {"predictions": [answer]}
     assert [one["name"] for one in metadata["inputs"]] == ["image"]
+    scrape = next(one for one in COMMANDS if "8080/metrics" in one)
+    # the second command, and what the start says to try
+    counted = 'muleteer_requests_total{code="",model="digits",route="/predict",status="200",version="1"}'
+    assert counted in README and f"{counted} 2.0\n" in run(scrape, clone, port)
     install = next(one for one in COMMANDS if one.endswith("'.[conform]'"))
     run(install, clone, port)
     conform = run(COMMANDS[COMMANDS.index(install) + 1], clone, port)
