@@ -8,10 +8,10 @@ Raises:   DecodeError, FrameTooLarge, NotAcceptable, SignatureMismatch, Unsuppor
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache, partial
 
-from werkzeug.datastructures import MIMEAccept
-from werkzeug.http import parse_accept_header, parse_options_header
+from werkzeug.http import parse_options_header
 
 from app import codec, forms
 from app.dialects.dialect import JSON, Call, Encoded
@@ -106,7 +106,7 @@ def parsed(content_type: str) -> tuple[str, dict[str, str]]:
 def encoder(accept: str, outputs: tuple[TensorSpec, ...], header: bool = True) -> Encode | None:
     """How outputs are encoded as a client accepts them; None for JSON.  header: whether CSV names its columns."""
     given = [JSON[1], *(type for type, name in _NAMES.items() if name in _LIBRARIES and _has(name, outputs))]
-    type = parse_accept_header(accept, MIMEAccept).best_match(given)
+    type = _wanted(accept, given)
     if type == JSON[1]:
         return None
     if type is None:
@@ -118,6 +118,24 @@ def encoder(accept: str, outputs: tuple[TensorSpec, ...], header: bool = True) -
     except UnsupportedMedia as error:
         raise NotAcceptable(f"Accept is {accept[:64]!r}: {error}") from None
     return partial(_encoded, name, type, header)
+
+
+def _wanted(accept: str, given: list[str]) -> str | None:
+    """The media type of these that a client wants most, whatever parameters it names; None where it accepts none."""
+    ranges: dict[str, float] = {}
+    for item in accept.lower().split(","):
+        type, *parameters = map(str.strip, item.split(";"))
+        quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
+        with suppress(ValueError):
+            ranges["*/*" if type == "*" else type] = float(quality)
+
+    def wish(type: str) -> tuple[float, int]:
+        # a range says more of a type the nearer it is to it
+        ways = (type, type.partition("/")[0] + "/*", "*/*")
+        return next(((ranges[way], -index) for index, way in enumerate(ways) if way in ranges), (0, 0))
+
+    best = max(given, key=wish)
+    return best if wish(best)[0] > 0 else None
 
 
 def _has(name: str, outputs: tuple[TensorSpec, ...]) -> bool:

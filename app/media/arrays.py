@@ -26,10 +26,12 @@ from serving.task import Tensor, Tensors
 _MAGIC = b"\x93NUMPY"
 # a header is shorter, however many axes there are
 _MOST_HEADER_BYTES = 1024
-_ENTRY = r"""\s*['"](\w+)['"]\s*:\s*(?:['"]([^'"]*)['"]|(True|False)|\(([0-9,\sL]*)\))\s*,?"""
+# nothing here is given back once it was taken, so that no text is read in many ways
+_ENTRY = r"""\s*+['"](\w++)['"]\s*+:\s*+(?:['"]([^'"]*+)['"]|(True|False)|\(([0-9,\sL]*+)\))\s*+,?+"""
 _ENTRIES = re.compile(_ENTRY)
-_HEADER = re.compile(rf"\s*\{{(?:{_ENTRY})*\s*\}}\s*")
-_SHAPE = re.compile(r"\s*(?:\d{1,30}L?\s*(?:,\s*\d{1,30}L?\s*){0,31},?\s*)?", re.ASCII)
+_HEADER = re.compile(rf"\s*+\{{(?:{_ENTRY})*\s*+\}}\s*+")
+_SHAPE = re.compile(r"\s*+(?:\d{1,30}+L?+\s*+(?:,\s*+\d{1,30}+L?+\s*+){0,31}+,?+\s*+)?+", re.ASCII)
+_SIZES = re.compile(r"\s*+[\[(]?+\s*+(\d{1,18}+(?:\s*+,\s*+\d{1,18}+){0,31}+)\s*+,?+\s*+[\])]?+\s*+", re.ASCII)
 # how many members of an archive are looked at: of their heads alone there could be as many as the body has room for
 _MOST_MEMBERS = 64
 _MEMBER = b"PK\1\2"
@@ -43,7 +45,6 @@ _UNREADABLE = (
     RuntimeError,
     ValueError,
 )
-_SIZES = re.compile(r"\s*[\[(]?\s*(\d{1,18}(?:\s*,\s*\d{1,18}){0,31})\s*,?\s*[\])]?\s*", re.ASCII)
 
 
 def _main(signature: Signature, what: str) -> TensorSpec:

@@ -115,6 +115,8 @@ REFUSED = {
     "a header that lies": (header("x" * 10)[:-5] + b"\xff", DecodeError, "the npy header"),
     "a long header": (header("{" + " " * 2000 + "}"), DecodeError, "the npy header"),
     "a slow header": (header("{" + "'a': 'b'" + " " * 1000), DecodeError, "the npy header"),
+    "a header of many ways": (header("{" + "'a':True  " * 99 + "x"), DecodeError, "the npy header"),
+    "a shape of many ways": (described(shape="(1" + " " * 900 + "L)"), DecodeError, "no array"),
     "an empty header": (header("{}"), DecodeError, "the npy header tells no array"),
     "code": (described("__import__('os').system('true')"), DecodeError, "the npy header"),
     "pickles": (npy(np.array([[{}, 1]], object), allow_pickle=True), DecodeError, "the npy header"),
@@ -283,7 +285,7 @@ def test_noise_in_a_file_is_no_fault(data):
             assert str(error)
 
 
-@pytest.mark.parametrize("shape", ["2,2", "2, 2", "(2, 2)", "[2,2]", " 2 , 2 "])
+@pytest.mark.parametrize("shape", ["2,2", "2, 2", "(2, 2)", "[2,2]", " 2 , 2 ", "( 2,2 , )"])
 @pytest.mark.parametrize("dtype", [None, "float32", "float64", "int8"])
 def test_raw_bytes_have_their_shape_and_dtype_in_headers(shape, dtype):
     body = np.array([[1, 2], [3, 4]], dtype or "float32").tobytes()
@@ -311,6 +313,7 @@ def test_a_size_that_is_open_needs_the_shape():
         (16, "²,2", None, DecodeError, "X-Tensor-Shape"),
         (16, "9" * 30, None, DecodeError, "X-Tensor-Shape"),
         (16, "1," * 50 + "1", None, DecodeError, "X-Tensor-Shape"),
+        (16, "1" + " " * 8000 + "x", None, DecodeError, "X-Tensor-Shape is '1  "),
         (0, "0,2", None, SignatureMismatch, "there are no rows"),
         (16, "2,2", "string", SignatureMismatch, "X-Tensor-Dtype is 'string'"),
         (16, "2,2", "object", SignatureMismatch, "X-Tensor-Dtype is 'object'"),

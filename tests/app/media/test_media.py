@@ -127,18 +127,39 @@ def test_the_only_output_is_given_as_npy_and_as_raw_bytes(only):
         ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "application/json"),
         ("text/*", "text/csv"),
         ("TEXT/CSV", "text/csv"),
+        ("application/json; charset=utf-8", "application/json"),
+        ("application/json;verbose=True", "application/json"),
+        ("text/csv; charset=utf-8", "text/csv"),
+        ("text/csv; header=present; q=0.5, application/json;q=.4", "text/csv"),
+        # what Java asks for where nobody says
+        ("text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2", "application/json"),
+        ("*/*, text/csv", "text/csv"),
+        ("*/*, application/json;q=0, application/*;q=0.1", "text/csv"),
         ("text/html, text/csv;q=0.5, application/json;q=0.4", "text/csv"),
         # for one output alone
         ("application/x-npy, application/x-npz;q=0.5, application/json;q=0.1", "application/x-npz"),
     ],
 )
-def test_an_answer_is_as_it_is_wanted_most(chain, accept, type):
-    assert chain.post(BODIES["application/json"], Accept=accept).content_type.partition(";")[0] == type
+@pytest.mark.parametrize("path", ["/predict", "/invocations"])
+def test_an_answer_is_as_it_is_wanted_most(chain, accept, type, path):
+    assert chain.post(BODIES["application/json"], path=path, Accept=accept).content_type.partition(";")[0] == type
 
 
 @pytest.mark.parametrize(
     "accept",
-    ["text/html", "application/x-npy", "application/octet-stream", "image/png", "application/json;q=0", "x", "ÿ,,;=;"],
+    [
+        "text/html",
+        "application/x-npy",
+        "application/octet-stream",
+        "image/png",
+        "application/json;q=0",
+        "application/json;q=x, text/csv;q=nan",
+        "x",
+        "ÿ,,;=;",
+        "a/b" + " " * 1_000_000 + "x",
+        "a/b," * 300_000,
+    ],
+    ids=lambda accept: accept[:32],
 )
 @pytest.mark.parametrize("door", DOORS)
 def test_an_answer_that_nothing_can_give_is_refused(chain, accept, door):
