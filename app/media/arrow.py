@@ -25,6 +25,8 @@ _MOST_COLUMNS = 1 << 14
 # beside errors of its own, what pyarrow raises on noise
 _UNREADABLE = (OSError, EOFError, StopIteration, ValueError, LookupError, TypeError, ArithmeticError)
 _RECORD_BATCH = 3
+# of a text in Python, beside its letters
+_TEXT_BYTES = 32
 
 
 def stream(body: bytes, signature: Signature, max_rows: int, max_bytes: int) -> Tensors:
@@ -146,9 +148,15 @@ def _inputs(table: Any, signature: Signature, max_rows: int, max_bytes: int, oth
     specs = {spec.name: spec for spec in signature.inputs}
     names = [given[index] for index in kept]
     found = {}
+    unpacked = 0
     for name, places in tables.places(names, len(kept), signature, others).items():
         spec = specs[name]
-        columns = [_column(names[place], table.column(kept[place]), spec, max_bytes) for place in places]
+        columns = []
+        for place in places:
+            values, sizes = _values(names[place], table.column(kept[place]))
+            unpacked += len(values) * max(_width(values.type), spec.numpy.itemsize)
+            check_bytes(unpacked, max_bytes, "the table")
+            columns.append(_flat(names[place], values, max_bytes).reshape(len(table), *sizes))
         if len({column.dtype for column in columns}) > 1:
             # each by itself, for a dtype that holds them all may change their values
             columns = [TensorSpec(name, spec.dtype, column.shape[1:]).cast(column) for column in columns]
@@ -160,10 +168,10 @@ def _inputs(table: Any, signature: Signature, max_rows: int, max_bytes: int, oth
     return signature.completed(found)
 
 
-def _column(name: str, column: Any, spec: TensorSpec, max_bytes: int) -> Tensor:
-    """The tensor of a column, with an axis for each list in it."""
+def _values(name: str, column: Any) -> tuple[Any, list[int]]:
+    """What the lists of a column hold, and their sizes."""
     found = column.combine_chunks()
-    rows, sizes, types = len(found), [], need("pyarrow.types")
+    sizes, types = [], need("pyarrow.types")
     while types.is_list(found.type) or types.is_large_list(found.type) or types.is_fixed_size_list(found.type):
         if found.null_count:
             raise SignatureMismatch(f"column {name[:64]!r} has null where a list belongs")
@@ -174,8 +182,15 @@ def _column(name: str, column: Any, spec: TensorSpec, max_bytes: int) -> Tensor:
             )
         sizes += lengths
         found = found.flatten()
-    flat = _flat(name, found, max_bytes)
-    return flat.reshape(rows, *sizes)
+    return found, sizes
+
+
+def _width(kind: Any) -> int:
+    """The bytes that a value takes in a tensor: a bit or an index is more than it is in a table."""
+    types = need("pyarrow.types")
+    if types.is_dictionary(kind):
+        return _width(kind.value_type)
+    return _TEXT_BYTES if _is_text(types, kind) else max(8, kind.bit_width) // 8
 
 
 def _flat(name: str, found: Any, max_bytes: int) -> Tensor:

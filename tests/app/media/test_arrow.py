@@ -3,6 +3,7 @@
 import contextlib
 import io
 import struct
+import tracemalloc
 
 import numpy as np
 import pandas
@@ -307,6 +308,42 @@ def test_an_arrow_dictionary_is_a_bomb_too():
     shared = pa.table({"text": SHARED["text"].combine_chunks().dictionary_encode()})
     with little_memory(), pytest.raises(FrameTooLarge, match="column 'text' would be 4194304 bytes"):
         arrow.stream(stream_file(shared), TEXT, ROWS, LIMIT)
+
+
+MANY = 900_000
+INDICES = pa.array(np.zeros(MANY, np.int8))
+
+
+@pytest.mark.parametrize(
+    ("values", "taken", "size"),
+    [
+        (pa.DictionaryArray.from_arrays(INDICES, pa.array(["a"])), "string[-1]", 32 * MANY),
+        (pa.DictionaryArray.from_arrays(INDICES, pa.array([1.5])), "float64[-1]", 8 * MANY),
+        (pa.array([""] * (MANY // 4)), "string[-1]", 8 * MANY),
+        (pa.array(np.zeros(8 * MANY, bool)), "bool[-1]", 8 * MANY),
+        (pa.array(np.zeros(MANY, np.int8)), "float64[-1]", 8 * MANY),
+        (pa.array(np.zeros(MANY, np.float16)), "float32[3]", 4 * MANY),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_is_small_in_a_stream_and_large_in_a_tensor_is_not_unpacked(values, taken, size):
+    body = stream_file(pa.table({"x": pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)}))
+    taken = signature({"x": taken}, {})
+    tracemalloc.start()
+    try:
+        with pytest.raises(FrameTooLarge, match=f"the table would be {size} bytes unpacked, and the limit is 2097152"):
+            arrow.stream(body, taken, ROWS, 2 * LIMIT)
+        assert tracemalloc.get_traced_memory()[1] < LIMIT
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_columns_of_a_table_are_counted_together():
+    table = pa.table({f"x{index}": [True] * ROWS for index in range(1000)})
+    taken = signature({"x": "float64[1000]"}, {})
+    body = stream_file(table)
+    with pytest.raises(FrameTooLarge, match="the table would be 102528 bytes unpacked"):
+        arrow.stream(body, taken, ROWS, 102_400)
 
 
 def test_rows_are_counted_before_they_are_read():
