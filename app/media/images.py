@@ -23,7 +23,8 @@ from werkzeug.formparser import MultiPartParser
 
 from app import codec
 from app.limits import check_bytes, check_rows, need
-from serving.errors import DecodeError, FrameTooLarge, SignatureMismatch, UnsupportedMedia
+from app.media import segments
+from serving.errors import DecodeError, FrameTooLarge, SignatureMismatch
 from serving.signature import STRING, Signature, TensorSpec
 from serving.task import Tensor, Tensors
 
@@ -171,12 +172,10 @@ def _pixels(file: bytes, channels: int, wanted: tuple[int, int], unpacked: int, 
     pillow.MAX_IMAGE_PIXELS = max(1, max_bytes // 2)
     warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
     try:
-        with pillow.open(io.BytesIO(file), formats=_FORMATS) as image:
+        with pillow.open(io.BytesIO(segments.pixels(file)), formats=_FORMATS) as image:
             size = image.width * image.height * len(image.getbands())
             others = " and those before it" if unpacked else ""
             check_bytes(unpacked + size, max_bytes, f"an image of {image.width} × {image.height} pixels{others}")
-            if image.mode.startswith(("I", "F")):
-                raise UnsupportedMedia(f"the image has {image.mode} pixels; they may have 8 bits for each colour")
             if "transparency" in image.info:
                 image = image.convert("RGBA")
             image = image.convert("RGB" if channels == 3 else "L")

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from app.media import images
+from app.media import images, segments
 from serving.errors import ClientError, DecodeError, FrameTooLarge, SignatureMismatch, UnsupportedMedia
 from serving.signature import Signature, TensorSpec
 from tests.app.conftest import signature
@@ -94,11 +95,12 @@ def test_an_input_with_a_default_may_be_left_out():
     assert decode(file_of(np.zeros((8, 8), np.uint8)), left_out)["t"].tolist() == [0.5]
 
 
-def png(width, height, *chunks):
-    def chunk(name, content):
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+def chunk(name, content):
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+
+def png(width, height, *chunks, depth=8, kind=2):
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunk(*one) for one in chunks) + chunk(b"IEND", b"")
 
 
@@ -114,6 +116,20 @@ def jpeg(width, height):
     return bytes(body)
 
 
+def commented(comments):
+    body = file_of(np.full((8, 8), 7, np.uint8), "JPEG")
+    return body[:2] + comments + body[2:]
+
+
+def scanned(more):
+    """A progressive JPEG in which the last scan comes again and again."""
+    body = file_of(Image.linear_gradient("L").convert("RGB"), "JPEG", progressive=True)
+    last = body[body.rindex(b"\xff\xda") : -2]
+    return body[:-2] + last * more + body[-2:]
+
+
+LONG = b"a\0\0" + zlib.compress(bytes(1_000_000))
+DEEP = png(1, 1, (b"IDAT", zlib.compress(b"\0" + bytes(range(6)))), depth=16)
 GOOD = file_of(np.zeros((8, 8), np.uint8))
 NOISE = file_of(np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8))
 REFUSED = {
@@ -128,11 +144,14 @@ REFUSED = {
     "a webp of 800 MB": (webp(16_000, 16_000), FrameTooLarge, "max_body_bytes"),
     "a png of no pixels": (png(0, 0), DecodeError, "the image is"),
     "16 bits": (file_of(np.zeros((8, 8), np.uint16)), UnsupportedMedia, "they may have 8 bits for each colour"),
-    "texts without end": (
-        png(8, 8, *[(b"zTXt", b"a\0\0" + zlib.compress(bytes(2 << 20)))] * 9),
-        DecodeError,
-        "the image is",
-    ),
+    "16 bits of each colour": (DEEP, UnsupportedMedia, "pixels of 16 bits; they may have 8 bits for each colour"),
+    "16 bits and what can be seen through": (png(8, 8, depth=16, kind=6), UnsupportedMedia, "of 16 bits"),
+    "texts without end": (png(8, 8, *[(b"zTXt", LONG)] * 99), DecodeError, "the image is"),
+    "chunks without end": (png(8, 8, *[(b"abCd", b"")] * 9999), FrameTooLarge, "more than 532 segments in 120"),
+    "empty parts without end": (png(8, 8, *[(b"IDAT", b"")] * 9999), FrameTooLarge, "more than 532 segments in 120"),
+    "comments without end": (commented(b"\xff\xfe\0\2" * 9999), FrameTooLarge, "segments in 40"),
+    "tables without end": (commented(b"\xff\xdb\0\2" * 9999), FrameTooLarge, "segments in 40"),
+    "scans without end": (scanned(99), FrameTooLarge, "the image has 109 scans and may have 64"),
 }
 
 
@@ -141,6 +160,38 @@ def test_an_image_that_cannot_be_taken_is_refused(body, error, told):
     with pytest.raises(error) as refused:
         decode(body)
     assert told in str(refused.value)
+
+
+def test_what_makes_no_pixels_is_left_out():
+    head, rest = GOOD[:33], GOOD[33:]
+    tracemalloc.start()
+    try:
+        for body in (
+            head + chunk(b"zTXt", LONG) * 60 + rest,
+            head + chunk(b"iCCP", LONG) + rest,
+            GOOD + b"behind it",
+        ):
+            np.testing.assert_array_equal(decode(body)["image"], np.zeros((1, 8, 8)))
+        assert tracemalloc.get_traced_memory()[1] < LIMIT
+    finally:
+        tracemalloc.stop()
+    for comments in (
+        b"\xff\xe1\xff\xff" + bytes(65533),
+        b"\xff\xe2\0\x06MPF\0",
+        b"\xff\xfe\0\x05abc" * 9,
+        b"\xff" * 8_000_000,
+        b"\xff\xfe\0\2" + b"\0" * 8_000_000,
+    ):
+        np.testing.assert_array_equal(decode(commented(comments))["image"], np.full((1, 8, 8), 7))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": b"Exif\0\0" + bytes(99)}, {"comment": b"a"}])
+def test_pixels_are_the_same_without_the_segments_that_make_none(mode, options):
+    body = file_of(Image.linear_gradient("L").convert(mode), "JPEG", **options)
+    with Image.open(io.BytesIO(body)) as whole, Image.open(io.BytesIO(segments.pixels(body))) as kept:
+        assert whole.mode == kept.mode == mode
+        np.testing.assert_array_equal(np.asarray(whole), np.asarray(kept))
 
 
 @pytest.mark.parametrize(
