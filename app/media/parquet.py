@@ -175,7 +175,7 @@ class _Reader:
                 size, position = self._varint(position)
                 return self._data[position : position + size], position + size
             case 9:
-                return self._items(position, depth)
+                return self._items(position, depth + 1)
             case 12:
                 return self.fields(position, depth + 1)
         # there are no sets and no maps in it
@@ -185,6 +185,8 @@ class _Reader:
         head = self._data[position]
         position += 1
         size, kind = head >> 4, head & 15
+        if depth > _DEEPEST:
+            raise IndexError
         if size == 15:
             size, position = self._varint(position)
         found = []

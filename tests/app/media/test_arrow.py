@@ -218,6 +218,14 @@ def test_what_is_no_table_is_refused(kind):
             assert decode(kind, body, X)["x"].tolist() == [1.0] and kind == "arrow"
 
 
+@pytest.mark.parametrize("part", [b"\x19", b"\x1c", b"\x19\x1c"])
+def test_a_footer_that_is_nested_without_end_is_refused(part):
+    footer = part * 2000
+    body = b"PAR1" + footer + struct.pack("<I", len(footer)) + b"PAR1"
+    with pytest.raises(DecodeError, match="the body is no Parquet file, or is broken"):
+        decode("parquet", body, X)
+
+
 POOLS = []
 
 
