@@ -48,6 +48,9 @@ def places(names: Sequence[str] | None, count: int, signature: Signature, others
     specs = signature.inputs
     if names is None:
         if count != len(specs):
+            # those with a default may be left out together
+            specs = tuple(spec for spec in specs if spec.default is None)
+        if count != len(specs):
             raise SignatureMismatch(f"the table has {count} columns without names, and the model takes {signature}")
         return {spec.name: [index] for index, spec in enumerate(specs)}
     known = [spec.name for spec in specs]

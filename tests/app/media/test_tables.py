@@ -17,6 +17,7 @@ from tests.serving.strategies import check_same, tensors
 
 LIMIT = 1 << 20
 NAMED = signature({"a": "float32", "n": "int32", "flag": "bool", "text": "string"}, {"y": "float32"})
+PAIR = signature({"x": "float32", "z": "float32"}, {"y": "float32"})
 WIDE = signature({"x": "float32[4]"}, {"y": "float32"})
 
 
@@ -103,6 +104,14 @@ def test_columns_are_found_by_name_or_by_place(taken, body, header, expected):
 def test_an_input_with_a_default_may_be_left_out():
     left_out = Signature((TensorSpec("x", "float32", (2,)), TensorSpec("t", "float32", (), 0.5)), ())
     assert decode("1,2\n3,4", left_out)["t"].tolist() == [0.5, 0.5]
+    params = (TensorSpec("p", "float32", (), 0.5), TensorSpec("k", "int32", (), 7))
+    for inputs, body in (((TensorSpec("x", "float32"),), "1\n3"), ((*PAIR.inputs[::-1],), "2,1\n4,3")):
+        taken = Signature((*inputs, *params), ())
+        found = decode(body, taken, False)
+        assert found["x"].tolist() == [1, 3] and found["k"].tolist() == [7, 7]
+        assert decode("5,5,5,5\n"[-2 * len(taken.inputs) :], taken, False)["k"].tolist() == [5]
+        with pytest.raises(SignatureMismatch, match="the table has 7 columns without names"):
+            decode("1,2,3,4,5,6,7", taken, False)
 
 
 SIX = "1,2,3,4\n" * 5
