@@ -204,6 +204,13 @@ def load(body: bytes, signatures: Iterable[Signature] = (), max_rows: float = ma
         return _load_slowly(body)
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise DecodeError(f"the body holds {text[:32]}, which is more than any float; infinity is Infinity")
+    return value
+
+
 def check_rows(value: object, max_rows: float) -> None:
     """Raise FrameTooLarge for more rows than that, before any of them is looked at."""
     columns = value.values() if isinstance(value, dict) else [value]
@@ -220,7 +227,7 @@ def _load_slowly(body: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise DecodeError(f"the body is not UTF-8: {error.reason} at offset {error.start}") from None
     try:
-        return json.loads(text)
+        return json.loads(text, parse_float=_finite)
     except json.JSONDecodeError as error:
         offset = len(text[: error.pos].encode())
         raise DecodeError(f"the body is not JSON: {error.msg} at offset {offset}") from None

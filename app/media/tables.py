@@ -180,9 +180,10 @@ def _column(spec: TensorSpec, rows: list[list[str]], lines: list[int], columns: 
 def _floats(cells: list[str]) -> Tensor | None:
     """Numbers that need no second look; None where they do."""
     try:
-        return None if "_" in ",".join(cells) else np.array(list(map(float, cells)))
+        found = np.array(list(map(float, cells)))
     except ValueError:
         return None
+    return None if np.isinf(found).any() or "_" in ",".join(cells) else found
 
 
 def _reads(read: Any, cell: str) -> bool:
@@ -194,10 +195,11 @@ def _reads(read: Any, cell: str) -> bool:
 
 
 def _float(cell: str) -> float:
-    # an empty cell is no number; Python's digits may be parted by _
-    if "_" in cell:
+    # an empty cell is no number; Python's digits may be parted by _; what overflows is no infinity
+    value = float(cell) if cell else math.nan
+    if "_" in cell or (math.isinf(value) and "n" not in cell.lower()):
         raise ValueError
-    return float(cell) if cell else math.nan
+    return value
 
 
 def _integer(cell: str) -> int:
