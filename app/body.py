@@ -32,7 +32,8 @@ def read(environ: Mapping[str, Any], limit: int) -> bytes:
 
 
 def _unpack(body: bytes, coding: str, limit: int) -> bytes:
-    name = coding.strip().lower()
+    # RFC 9110: x-gzip is an old name of gzip
+    name = coding.strip().lower().replace("x-gzip", "gzip")
     if name == "identity":
         return body
     unpack = _UNPACK.get(name)

@@ -97,7 +97,7 @@ def parsed(content_type: str) -> tuple[str, dict[str, str]]:
     name = _NAMES.get(type)
     if name is None:
         raise UnsupportedMedia(f"Content-Type is {type[:64]!r}; it may be {JSON[1]}, {', '.join(_NAMES)}")
-    if options.get("charset", "utf-8").lower() not in ("utf-8", "us-ascii"):
+    if options.get("charset", "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
         raise UnsupportedMedia(f"Content-Type has charset {options['charset'][:32]!r}; it may be utf-8")
     return name, options
 

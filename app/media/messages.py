@@ -21,6 +21,8 @@ from serving.task import Tensor, Tensors
 _PLAIN = re.compile(
     rb"(?:[\x00-\x7f\xc0\xe0-\xff]|[\xca\xce\xd2].{4}|[\xcb\xcf\xd3].{8}|[\xcc\xd0].|[\xcd\xd1]..)*+", re.DOTALL
 )
+# binary that no other body ends with
+_END = b"\xc4\x07the end"
 # of all but numbers: a list takes sixty times the byte that it may be on the wire
 _MOST_PARTS = 1 << 17
 
@@ -34,9 +36,12 @@ def decode(
         raise DecodeError("the body is empty; expected MessagePack")
     strings, words = _scan(body)
     try:
-        value = ormsgpack.unpackb(body)
+        # what goes on behind a value would be passed over
+        value, end = ormsgpack.unpackb(b"\x92" + body + _END)
     except ValueError as error:
         raise DecodeError(f"the body is not MessagePack: {error}") from None
+    if end != _END[2:]:
+        raise DecodeError("the body goes on behind its MessagePack; send one value alone")
     return codec.decode_value(value, strings, words, signature, max_rows, signatures)
 
 

@@ -150,6 +150,11 @@ def _is_header(cells: list[str], signature: Signature) -> bool:
         return True
     if any(spec.dtype in (STRING, "bool") for spec in signature.inputs):
         return False
+    for sign in ";\t":
+        if len(cells) == 1 and all(map(_is_number, cells[0].split(sign))) and sign in cells[0]:
+            raise DecodeError(
+                f"the first line is {cells[0][:32]!r}, parted by {sign!r}; it is commas that part columns"
+            )
     return not any(_is_number(cell) for cell in cells)
 
 

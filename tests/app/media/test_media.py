@@ -32,6 +32,7 @@ BODIES = {
     "application/x-npz": arrays.npz_of({"x": X}),
     "text/csv": b"a,b\n1,2\n3,4\n",
     "text/csv; header=absent; charset=UTF-8": b"1,2\n3,4\n",
+    "text/csv; charset=utf8": b"1,2\n3,4\n",
     "text/csv; header=present": b"1,2\n1,2\n3,4\n",
     "application/vnd.apache.arrow.stream": arrow.stream_of(COLUMNS),
     "application/vnd.apache.parquet": arrow.parquet_of(COLUMNS),
