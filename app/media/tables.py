@@ -22,6 +22,8 @@ from serving.errors import ClientError, DecodeError, FrameTooLarge, SignatureMis
 from serving.signature import EXACT_INTEGER, STRING, Signature, TensorSpec
 from serving.task import Tensor, Tensors
 
+# of a cell in Python
+_CELL_BYTES = 32
 # of a line that may name columns
 _MOST_HEADER_BYTES = 1 << 16
 
@@ -118,20 +120,21 @@ def _check_separators(body: bytes, signature: Signature, max_rows: int, max_byte
     """Raise where there are more cells than could be taken, before there is an object for each."""
     spec = wide(signature)
     columns = len(signature.inputs) if spec is None else math.prod(spec.shape)
-    most = max_bytes // 4 if columns < 0 else (columns + 1) * (max_rows + 1)
-    if len(body) <= most:
-        return
-    if b'"' in body:
+    most = max_bytes // _CELL_BYTES if columns < 0 else (columns + 1) * (max_rows + 1)
+    cells = _separators(body)
+    if cells > most and b'"' in body:
         # only what stands after an even number of quotes
         signs = np.frombuffer(body, np.uint8)
-        plain = signs[np.cumsum(signs == ord('"'), dtype=np.uint8) & 1 == 0].tobytes()
-    else:
-        plain = body
-    cells = plain.count(b",") + max(plain.count(b"\n"), plain.count(b"\r"))
+        cells = _separators(signs[np.cumsum(signs == ord('"'), dtype=np.uint8) & 1 == 0].tobytes())
     if cells > most:
         raise FrameTooLarge(
-            f"the body has {cells} cells, more than {max_rows} rows of this model: max_request_rows in uwsgi.ini"
+            f"the body has {cells} cells, and may have {most} for this model: max_request_rows and max_body_bytes in"
+            " uwsgi.ini; send large tensors as npy"
         )
+
+
+def _separators(body: bytes) -> int:
+    return body.count(b",") + max(body.count(b"\n"), body.count(b"\r"))
 
 
 def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
@@ -159,7 +162,11 @@ def _is_header(cells: list[str], signature: Signature) -> bool:
 
 
 def _is_number(cell: str) -> bool:
-    return not cell or _reads(float, cell)
+    try:
+        float(cell or 0)
+    except ValueError:
+        return False
+    return True
 
 
 def _column(spec: TensorSpec, rows: list[list[str]], lines: list[int], columns: list[int]) -> Tensor:
@@ -169,13 +176,14 @@ def _column(spec: TensorSpec, rows: list[list[str]], lines: list[int], columns: 
     if spec.numpy.kind == "f" and (found := _floats(cells)) is not None:
         return found
     read = _READERS[spec.numpy.kind]
+    values: list[Any] = []
     try:
-        values = [read(cell) for cell in cells]
+        for cell in cells:
+            values.append(read(cell))
     except ValueError:
-        at = next(index for index, cell in enumerate(cells) if not _reads(read, cell))
-        row, column = divmod(at, len(columns))
+        row, column = divmod(len(values), len(columns))
         raise SignatureMismatch(
-            f"line {lines[row]} has {cells[at][:32]!r} in column {columns[column] + 1}; input {spec.name!r} is {spec}"
+            f"line {lines[row]} has {cell[:32]!r} in column {columns[column] + 1}; input {spec.name!r} is {spec}"
         ) from None
     if spec.numpy.kind == "f":
         return np.array(values, np.float64)
@@ -189,14 +197,6 @@ def _floats(cells: list[str]) -> Tensor | None:
     except ValueError:
         return None
     return None if np.isinf(found).any() or "_" in ",".join(cells) else found
-
-
-def _reads(read: Any, cell: str) -> bool:
-    try:
-        read(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _float(cell: str) -> float:

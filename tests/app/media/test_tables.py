@@ -179,6 +179,18 @@ def test_a_flood_of_cells_is_refused_before_there_is_an_object_for_each(body, ta
         tracemalloc.stop()
 
 
+def test_a_row_of_any_size_has_as_many_cells_as_fit_into_memory():
+    taken = signature({"x": "float32[-1]"}, {"y": "float32"})
+    assert decode("1," * (LIMIT // 32) + "1", taken)["x"].shape == (1, LIMIT // 32 + 1)
+    with pytest.raises(FrameTooLarge, match="has 32769 cells, and may have 32768 for this model.*send large tensors"):
+        decode("1," * (LIMIT // 32 + 1) + "1", taken)
+
+
+def test_what_stands_in_quotes_is_no_cell():
+    text = "a,b\n" * 9999
+    assert decode(f'"{text}"', signature({"text": "string"}, {}), False)["text"].tolist() == [text.encode()]
+
+
 @settings(deadline=None)
 @given(
     st.text(st.sampled_from('1,2.e-\n\r"aαnif \0')),
