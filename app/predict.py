@@ -105,10 +105,11 @@ class Predict:
         request_id = problems.request_id(environ)
         version, rows, code, stages = ANY, 0, "", _NONE
         try:
-            answer, version, rows, stages = self._predict(environ, route, start, request_id)
-        except ServingError as error:
-            code, answer = error.code, _refusal(route, error, request_id)
-            version = ANY if error.version is None else error.version
+            try:
+                answer, version, rows, stages = self._predict(environ, route, start, request_id)
+            except ServingError as error:
+                code, answer = error.code, _refusal(route, error, request_id)
+                version = ANY if error.version is None else error.version
         except Exception:
             log.exception("request=%s the handler failed", request_id)
             failed = ServingError("the server failed; the log has more under this request id")

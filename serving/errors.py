@@ -28,6 +28,9 @@ Runs in:  both.
 
 from typing import ClassVar
 
+# characters of a text: more tell nobody more
+_MOST_TOLD = 4096
+
 
 class ServingError(Exception):
     """The root; by itself, a fault of the server."""
@@ -38,6 +41,10 @@ class ServingError(Exception):
     retry_after_s: int | None = None
     # of the model that ended in it, where one did
     version: int | None = None
+
+    def __str__(self) -> str:
+        # what it repeats of a request may have half a surrogate pair, which no body can hold, or be as long as that
+        return super().__str__()[:_MOST_TOLD].encode(errors="replace").decode()
 
 
 class ClientError(ServingError):

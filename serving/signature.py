@@ -303,7 +303,7 @@ class TensorSpec:
         limit = np.iinfo(self.dtype)
         for extreme in (int(found.min()), int(found.max())):
             if not limit.min <= extreme <= limit.max:
-                raise self._mismatch(f"{extreme} overflows it")
+                raise self._mismatch(f"{str(extreme)[:32]} overflows it")
         return found.astype(self.dtype)
 
     def _strings(self, value: list[Any]) -> Tensor:

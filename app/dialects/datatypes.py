@@ -32,12 +32,12 @@ DTYPES = {
 } | {f"{sign.upper()}INT{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 DATATYPES = {dtype: datatype for datatype, dtype in DTYPES.items()}
 # of the sizes of a tensor on the wire
-_MOST_AXES = 32
+_MOST, _MOST_AXES = 2**64, 32
 
 
 def shape(sizes: Any, name: str, max_rows: int) -> tuple[int, ...]:
     """The shape that a client says an input has."""
-    if not isinstance(sizes, list) or any(type(size) is not int or size < 0 for size in sizes):
+    if not isinstance(sizes, list) or any(type(size) is not int or not 0 <= size < _MOST for size in sizes):
         raise DecodeError(f"input {name!r} has no 'shape', a list of sizes")
     if not sizes or len(sizes) > _MOST_AXES:
         raise DecodeError(f"input {name!r} has {len(sizes)} axes; the first one is the rows")
@@ -53,7 +53,8 @@ def dtype(datatype: Any, spec: TensorSpec) -> str:
     """The dtype that a client sends; one that the model's can hold without loss will do."""
     dtype = DTYPES.get(datatype) if isinstance(datatype, str) else None
     if dtype is None:
-        raise DecodeError(f"input {spec.name!r} has datatype {str(datatype)[:32]!r}; it is one of {', '.join(DTYPES)}")
+        told = repr(datatype[:32]) if isinstance(datatype, str) else "no string"
+        raise DecodeError(f"input {spec.name!r} has datatype {told}; it is one of {', '.join(DTYPES)}")
     fits = dtype == spec.dtype or (
         STRING not in (dtype, spec.dtype) and "bool" not in (dtype, spec.dtype) and np.can_cast(dtype, spec.dtype)
     )

@@ -40,6 +40,8 @@ EXTENSIONS = ("binary_tensor_data", "model_repository", "parameters", "schedule_
 _PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 LENGTH = "Inference-Header-Content-Length"
 _BINARY = ("Content-Type", "application/octet-stream")
+# of a timeout: more is as good as none
+_MOST_US = 2**53
 # smaller ones gain nothing by it
 _LEAST_PACKED_BYTES = 1024
 
@@ -67,14 +69,16 @@ class Infer:
                 raise DecodeError(f"{LENGTH} is {length[:32]!r}, and the body has {len(body)} bytes")
             body, rest = body[:size], memoryview(body)[size:]
         # {"inputs": [{"data": […]}]}; integers are exact only as they are
+        if not body:
+            raise DecodeError('the body is empty; expected JSON, {"inputs": [{"name": …, "data": […], …}]}')
         value = large.load(body, 3) if b'"FP' in body and b"INT" not in body else None
         if value is None:
             value = codec.load(body, (card.signature,), call.max_rows)
         if not isinstance(value, dict):
             raise DecodeError("the body is not a JSON object")
         id = value.get("id")
-        if id is not None and not isinstance(id, str):
-            raise DecodeError("'id' is not a string")
+        if id is not None and not (isinstance(id, str) and _is_unicode(id)):
+            raise DecodeError("'id' is not a string of Unicode")
         parameters = _parameters(value, "the request")
         inputs = _inputs(value.get("inputs"), card.signature, call.max_rows, rest, body)
         binary = _flag(parameters, "binary_data_output")
@@ -91,6 +95,15 @@ _INFER = Infer()
 def problem(status: int, text: str) -> bytes:
     """The body that tells of an error."""
     return orjson.dumps({"error": text})
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether there is no half of a surrogate pair in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parameters(value: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -111,7 +124,7 @@ def _timeout_s(parameters: Mapping[str, Any]) -> float:
     found = parameters.get("timeout", 0)
     if isinstance(found, bool) or not isinstance(found, int) or found < 0:
         raise DecodeError("the parameter 'timeout' is not a number of microseconds")
-    return found / 1e6 if found else math.inf
+    return min(found, _MOST_US) / 1e6 if found else math.inf
 
 
 def _requested(outputs: Any, signature: Signature, binary: bool) -> dict[str, bool]:
@@ -121,6 +134,10 @@ def _requested(outputs: Any, signature: Signature, binary: bool) -> dict[str, bo
     known = [spec.name for spec in signature.outputs]
     if not isinstance(outputs, list):
         raise DecodeError("'outputs' is not a list")
+    if len(outputs) > len(known):
+        raise SignatureMismatch(
+            f"'outputs' has {len(outputs)} elements, and the model gives {', '.join(map(repr, known))}"
+        )
     found = {}
     for output in outputs:
         name = output.get("name") if isinstance(output, dict) else None
@@ -157,9 +174,8 @@ def _inputs(listed: Any, signature: Signature, max_rows: int, rest: memoryview, 
             tensor = datatypes.of_json(name, dtype, shape, item.get("data"), words)
         else:
             if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(rest):
-                raise DecodeError(
-                    f"input {name!r} has binary_data_size {str(size)[:32]}, and {len(rest)} bytes are left"
-                )
+                told = str(size)[:32] if isinstance(size, str | int) else "that is no number"
+                raise DecodeError(f"input {name!r} has binary_data_size {told}, and {len(rest)} bytes are left")
             tensor, rest = datatypes.of_bytes(name, dtype, shape, rest[:size]), rest[size:]
         if tensor.dtype != spec.numpy:
             tensor = tensor.astype(spec.numpy)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from app import predict
+from app import predict, problems
 from serving.errors import ReplicaCrashed
 from serving.ledger import ANY, Ticket
 from serving.memory_transport import MemoryTransport
@@ -391,6 +391,19 @@ def test_a_fault_of_the_server_is_answered_and_logged_under_the_request_id(make_
     check_problem(response, 500, "internal")
     assert b"secret" not in response.data
     assert "request=broken-1" in caplog.text and "RuntimeError: the secret is 42" in caplog.text
+
+
+def test_a_refusal_that_cannot_be_told_is_answered_too(chain, monkeypatch, caplog):
+    of_error = problems.of_error
+
+    def broken(error, request_id):
+        if error.status < 500:
+            raise TypeError("it cannot be told")
+        return of_error(error, request_id)
+
+    monkeypatch.setattr(problems, "of_error", broken)
+    check_problem(chain.post(b"{"), 500, "internal")
+    assert "TypeError: it cannot be told" in caplog.text
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import struct
 import tomllib
 import zlib
@@ -276,7 +277,7 @@ GOOD = np.ones((1, 2), np.float32)
         (one("x", "FP32", [1, 2], data=[1, 1e39]), "overflows"),
         (one("x", "FP16", [1, 2], data=[1, 2]), "FP16, which has no JSON form"),
         (one("x", "BF16", [1, 2], data=[1, 2]), "datatype 'BF16'; it is one of BOOL"),
-        (one("x", None, [1, 2], data=[1, 2]), "datatype 'None'"),
+        (one("x", None, [1, 2], data=[1, 2]), "datatype no string"),
         (one("x", "FP64", [1, 2], data=[1, 2]), "has datatype FP64; the model takes FP32"),
         (one("x", "BOOL", [1, 2], data=[True, True]), "has datatype BOOL; the model takes FP32"),
         (one("x", "INT64", [1, 2], data=[1, 2]), "has datatype INT64; the model takes FP32"),
@@ -390,6 +391,36 @@ def test_a_timeout_that_has_passed_is_a_deadline(make_chain):
     body = json.dumps({**one("x", "FP32", [1, 2], data=[1, 2]), "parameters": {"timeout": 1}})
     answer = chain.post(body, path="/v2/models/double/infer")
     assert answer.status_code == 504 and "error" in answer.json
+
+
+def test_a_timeout_longer_than_any_is_none():
+    body = {**one("x", "FP32", [1, 2], data=[1, 2]), "parameters": {"timeout": 10**400}}
+    assert decode(body, X).timeout_s > 10**9
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"id": "\ud800", **one("x", "FP32", [1, 2], data=[1, 2])},
+        one("x", "FP32", [1, 2], parameters={"binary_data_size": "\ud800"}),
+        one("x", "\ud800", [1, 2], data=[1, 2]),
+        one("\ud800", "FP32", [1, 2], data=[1, 2]),
+        {**one("x", "FP32", [1, 2], data=[1, 2]), "outputs": [{"name": "\ud800"}]},
+        {**one("x", "FP32", [1, 10**4000, 10**4000], data=[]), "id": math.nan},
+        one("x", "FP32", [10**4000, 2], data=[math.nan]),
+        one("x", "FP32", [1, 2], parameters={"binary_data_size": 10**4000}),
+        one("x", [[[1] * 10**5]], [1, 2], data=[]),
+    ],
+)
+def test_whatever_is_repeated_in_a_refusal_it_is_sound_and_short(make_chain, body):
+    answer = make_chain().ready().post(json.dumps(body).encode(), path="/v2/models/double/infer")
+    assert answer.status_code in (400, 413) and list(answer.json) == ["error"]
+    assert len(answer.json["error"]) < 300
+
+
+def test_more_outputs_than_there_are_are_refused_unread():
+    body = {**one("x", "FP32", [1, 2], data=[1, 2]), "outputs": [{}] * 200_000}
+    assert "'outputs' has 200000 elements, and the model gives 'y'" in refusal(body, X)
 
 
 def test_health_and_metadata(make_chain):
