@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from app import codec
-from app.limits import check_rows
+from app.limits import check_bytes, check_rows
 from serving.errors import DecodeError
 from serving.task import Tensor
 
@@ -21,33 +20,37 @@ from serving.task import Tensor
 _LEAST, _MOST = -(2**63), 2**63 - 1
 
 
-def decode(body: bytes, max_rows: float) -> tuple[str, Tensor]:
-    """The name of the signature, "" for the default, and the examples of a body."""
-    value = codec.load(body)
+def decode(value: Any, max_rows: float, max_bytes: int) -> Tensor:
+    """The examples of what a body says, of at most max_bytes with the context that each of them has."""
     if not isinstance(value, dict):
         raise DecodeError("the body is not a JSON object")
-    name, context, examples = value.get("signature_name", ""), value.get("context", {}), value.get("examples")
-    if not isinstance(name, str):
-        raise DecodeError("'signature_name' is not a string")
+    context, examples = value.get("context", {}), value.get("examples")
     if not isinstance(context, dict):
         raise DecodeError("'context' is not an object of features")
     if not isinstance(examples, list) or not examples:
         raise DecodeError("'examples' is missing, or no list of objects, or empty")
     check_rows(len(examples), max_rows)
+    common = _entries(context)
+    size = len(common) * len(examples)
+    check_bytes(size, max_bytes, "'context' in each of the examples")
     found = np.empty(len(examples), object)
     for index, example in enumerate(examples):
         if not isinstance(example, dict):
             raise DecodeError(f"'examples'[{index}] is not an object of features")
         if both := context.keys() & example.keys():
             raise DecodeError(f"'examples'[{index}] and 'context' both have the feature {min(both)[:64]!r}")
-        found[index] = serialized({**context, **example})
-    return name, found
+        own = _entries(example)
+        size += len(own)
+        check_bytes(size, max_bytes, "the examples")
+        # a tf.train.Example, and in it its Features
+        found[index] = _field(1, common + own)
+    return found
 
 
-def serialized(features: dict[str, Any]) -> bytes:
-    """One tf.train.Example."""
+def _entries(features: dict[str, Any]) -> bytes:
+    """The features of one tf.train.Example, or some of them."""
     entries = (_field(1, _field(1, _utf8(name)) + _field(2, _feature(name, value))) for name, value in features.items())
-    return _field(1, b"".join(entries))
+    return b"".join(entries)
 
 
 def _feature(name: str, value: Any) -> bytes:

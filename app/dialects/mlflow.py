@@ -29,6 +29,7 @@ from flask import Blueprint, Response
 from app import codec, forms
 from app.dialects.dialect import JSON
 from app.health import is_ready
+from app.limits import check_bytes
 from serving.errors import DecodeError, ServingError, SignatureMismatch, UnsupportedMedia
 from serving.signature import Signature, TensorSpec
 from serving.store import Board
@@ -49,8 +50,8 @@ _CODES = {
 Columns = dict[str, Any]
 
 
-def decode(value: dict[str, Any], body: bytes, signature: Signature, max_rows: int) -> Tensors:
-    """The inputs in what a body says that has one of the envelopes."""
+def decode(value: dict[str, Any], body: bytes, signature: Signature, max_rows: int, max_bytes: int) -> Tensors:
+    """The inputs in what a body says that has one of the envelopes; of params, max_bytes with all rows."""
     form = next(name for name in ENVELOPES if name in value)
     within = value[form]
     codec.check_rows(within.get("data") if form == "dataframe_split" and isinstance(within, dict) else within, max_rows)
@@ -66,7 +67,10 @@ def decode(value: dict[str, Any], body: bytes, signature: Signature, max_rows: i
     if isinstance(params, dict):
         for spec in signature.inputs:
             if spec.name in params and spec.name not in columns:
-                found[spec.name] = np.repeat(read(spec, [params[spec.name]]), rows, axis=0)
+                param = read(spec, [params[spec.name]])
+                size = param.nbytes if param.dtype.kind != "O" else sum(map(len, param.ravel().tolist()))
+                check_bytes(size * rows, max_bytes, f"the param {spec.name!r} in each row")
+                found[spec.name] = np.repeat(param, rows, axis=0)
     elif params is not None:
         raise DecodeError(f"Parameters must be a dictionary. Got type '{type(params).__name__}'.")
     return signature.completed({spec.name: found[spec.name] for spec in signature.inputs if spec.name in found})

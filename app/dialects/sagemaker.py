@@ -107,7 +107,8 @@ class Invocations:
             name = value.get("signature_name", card.signature_name)
             if not isinstance(name, str) or name not in card.signatures:
                 raise SignatureMismatch(f"'signature_name' is none of the model's: {', '.join(card.signatures)}")
-            return mlflow.decode(value, call.body, card.signatures[name], call.max_rows), mlflow.encode, name
+            inputs = mlflow.decode(value, call.body, card.signatures[name], call.max_rows, call.max_bytes)
+            return inputs, mlflow.encode, name
         if envelopes or not any(spec.name in value for spec in card.signature.inputs):
             raise mlflow.refuse_envelope(value)
         return card.signature.instance(value), forms.encode_instance, ""

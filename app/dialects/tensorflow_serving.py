@@ -91,21 +91,33 @@ class Regress(Predict):
     gives: tuple[str, ...] = ("outputs",)
 
     def decode(self, call: Call) -> Asked:
-        name, examples = example.decode(call.body, call.max_rows)
-        signature = call.card.signatures.get(name) if name else call.card.signature
+        card = call.card
+        if not any(map(self.fits, card.signatures.values())):
+            raise self._mismatch(card.signature)
+        value = codec.load(call.body)
+        name = value.get("signature_name", "") if isinstance(value, dict) else ""
+        if not isinstance(name, str):
+            raise DecodeError("'signature_name' is not a string")
+        signature = card.signatures.get(name) if name else card.signature
         if signature is None:
             raise SignatureMismatch(f'Serving signature name: "{name[:64]}" not found in signature def')
-        spec = signature.only
-        if spec is None or (spec.dtype, spec.shape) != (STRING, ()) or not self.outputs(signature):
-            raise SignatureMismatch(
-                f"tensorflow/serving/{self.verb} needs one string input, for serialized examples, and the output"
-                f" {' or '.join(self.gives)}; the model has {signature}"
-            )
-        return Asked({spec.name: examples}, self.encode, name)
+        if not self.fits(signature):
+            raise self._mismatch(signature)
+        return Asked(
+            {signature.inputs[0].name: example.decode(value, call.max_rows, call.max_bytes)}, self.encode, name
+        )
 
-    def outputs(self, signature: Signature) -> list[str]:
-        """The names of the outputs that it tells."""
-        return [spec.name for spec in signature.outputs if spec.name in self.gives]
+    def fits(self, signature: Signature) -> bool:
+        """Whether it takes examples, and gives what is answered."""
+        spec = signature.only
+        takes = spec is not None and (spec.dtype, spec.shape) == (STRING, ())
+        return takes and any(output.name in self.gives for output in signature.outputs)
+
+    def _mismatch(self, signature: Signature) -> SignatureMismatch:
+        return SignatureMismatch(
+            f"tensorflow/serving/{self.verb} needs one string input, for serialized examples, and the output"
+            f" {' or '.join(self.gives)}; the model has {signature}"
+        )
 
     def encode(self, reply: Reply) -> Encoded:
         (found,) = (reply.outputs[name] for name in self.gives)

@@ -7,7 +7,6 @@ from app.dialects.tensorflow_serving import Classify, Regress
 from app.openapi.operation import JSON, TEXT, Body, Errors, Example, Operation, Schema, prediction
 from app.openapi.predict import forms
 from app.openapi.tensors import Model, array, object_of
-from serving.signature import STRING, Signature
 
 _TAG = "TensorFlow Serving"
 ERROR = Errors(
@@ -54,10 +53,10 @@ def operations(model: Model) -> list[Operation]:
     takes, gives = forms(model, lenient=True)
     verbs = {"predict": ("Predict, by rows or by columns", takes, gives)}
     for verb, summary, fits, result in (
-        ("classify", "Labels with their scores", Classify.gives, _SCORES),
-        ("regress", "A number for each example", Regress.gives, {"type": "number"}),
+        ("classify", "Labels with their scores", Classify().fits, _SCORES),
+        ("regress", "A number for each example", Regress().fits, {"type": "number"}),
     ):
-        names = [name for name, signature in model.card.signatures.items() if _takes_examples(signature, fits)]
+        names = [name for name, signature in model.card.signatures.items() if fits(signature)]
         if names:
             verbs[verb] = (summary, _examples(names, model), _results(result))
     found = [Operation(_TAG, "/v1/models", "The models that there are", {JSON: Body(_MODELS)})]
@@ -71,12 +70,6 @@ def operations(model: Model) -> list[Operation]:
             about = {JSON: Body(schema)}
             found.append(Operation(_TAG, path + end, summary, about, errors=(ERROR,), statuses=(400, 404, 414, 503)))
     return found
-
-
-def _takes_examples(signature: Signature, outputs: tuple[str, ...]) -> bool:
-    spec = signature.only
-    takes = spec is not None and (spec.dtype, spec.shape) == (STRING, ())
-    return takes and any(output.name in outputs for output in signature.outputs)
 
 
 def _examples(names: list[str], model: Model) -> Body:

@@ -36,6 +36,16 @@ class Columns:
         return {"y": inputs["x"] * inputs["factor"], "n": inputs["n"], "told": inputs["data"]}
 
 
+class Text:
+    """As long as it is."""
+
+    inputs = {"x": "float64", "text": "string", "k": "float64[-1]"}
+    outputs = {"y": "float64"}
+
+    def predict(self, inputs):
+        return {"y": inputs["x"]}
+
+
 @pytest.fixture(scope="module")
 def matrix():
     chain = Chain(Matrix()).serve()
@@ -183,6 +193,16 @@ def test_columns_and_params(columns, sent, expected):
 )
 def test_what_mlflow_refuses_is_refused_in_its_words(columns, sent, told):
     check(post(columns, sent), 400, told)
+
+
+def test_a_param_counts_in_each_row(make_chain):
+    chain = make_chain(Text())
+    own = (TensorSpec("x", "float64"), TensorSpec("text", "string", (), "a"), TensorSpec("k", "float64", (-1,), 0.0))
+    chain.signature = Signature(own, chain.signature.outputs)
+    chain.ready()
+    for param in ({"text": "x" * (1 << 20)}, {"k": [0.5] * (1 << 17)}):
+        answer = post(chain, {"inputs": {"x": [1.0] * 9}, "params": param})
+        check(answer, 413, "in each row would be 9437184 bytes unpacked, and the limit is 8388608: max_body_bytes")
 
 
 def test_errors_have_mlflows_codes(matrix, make_chain):

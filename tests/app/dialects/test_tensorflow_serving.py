@@ -138,7 +138,8 @@ def test_examples_are_those_of_tensorflow():
         "none": [],
         "long": "x" * 300,
     }
-    found = tf.train.Example.FromString(example.serialized(features)).features.feature
+    (serialized,) = example.decode({"examples": [features]}, 1, 1024)
+    found = tf.train.Example.FromString(serialized).features.feature
     assert set(found) == set(features)
     assert found["ä"].bytes_list.value == ["ü".encode()] and found["b"].bytes_list.value == [b"\xff"]
     assert found["i"].int64_list.value == features["i"]
@@ -154,7 +155,8 @@ def test_examples_are_classified_and_regressed():
     body = {"context": {"a": 1}, "examples": [{"b": "x"}, {"b": "y"}]}
     scores, classes = [[0.5, 0.25], [1, 0]], np.array([[b"u", b"v"], [b"w", b"\xc3\xa4"]], object)
     asked = answered(body, CLASSIFY, verb="classify")
-    assert asked.inputs["inputs"].tolist() == [example.serialized({"a": 1, "b": name}) for name in "xy"]
+    alike = example.decode({"examples": [{"a": 1, "b": name} for name in "xy"]}, 2, 1024)
+    assert asked.inputs["inputs"].tolist() == alike.tolist()
     both = answered(body, CLASSIFY, {"classes": classes, "scores": scores}, "classify")
     assert both == {"results": [[["u", 0.5], ["v", 0.25]], [["w", 1], ["ä", 0]]]}
     alone = signature({"scores": "float32[2]"}, inputs="string")
@@ -190,13 +192,16 @@ def test_a_model_that_gives_something_else_than_classes_failed():
         ({"examples": [{"a": 1}], "signature_name": 1}, "'signature_name' is not a string"),
         ({"examples": [{"a": 1}], "signature_name": "n"}, 'Serving signature name: "n" not found in signature def'),
         ({"examples": [{}] * 65}, "has 65 rows and the limit is 64"),
+        ({"examples": [{}] * 64, "context": {"a": "x" * (1 << 17)}}, "'context' in each of the examples would be 838"),
+        ({"examples": [{"a": [-1] * (1 << 19)}] * 2}, "the examples would be 104"),
     ],
 )
 def test_wrong_examples_are_told(body, words):
     assert words in told(body, REGRESS, "regress")
 
 
-def test_a_model_without_examples_is_told():
+def test_a_model_without_examples_is_told_before_a_body_is_read():
+    assert "tensorflow/serving/regress needs one string input" in told(b"{", ONE, "regress")
     assert "tensorflow/serving/classify needs one string input" in told({"examples": [{}]}, ONE, "classify")
     assert "needs one string input" in told({"examples": [{}]}, CLASSIFY, "regress")
 
@@ -242,6 +247,21 @@ def test_what_is_not_served_is_told(chain, path, words):
     answer = chain.post(b'{"instances": [[1, 2]]}', path=path)
     assert (answer.status_code, answer.content_type) == (404, "application/json")
     assert words in answer.json["error"]
+
+
+@pytest.mark.parametrize("verb", ["predict", "classify", "regress"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        rb'{"signature_name": "\ud800", "examples": [{}]}',
+        rb'{"signature_name": "\ud800", "instances": [[1, 2]]}',
+        rb'{"inputs": {"\ud800": [[1, 2]]}}',
+        rb'{"instances": ["\ud800"]}',
+    ],
+)
+def test_half_of_a_surrogate_pair_is_refused_at_once(chain, verb, body):
+    answer = chain.post(body, path=f"/v1/models/double:{verb}")
+    assert answer.status_code == 400 and list(answer.json) == ["error"]
 
 
 def test_status_tells_each_version(chain):
