@@ -17,9 +17,9 @@ Source:   pytorch/serve, docs/inference_api.md, frontend/server's InferenceReque
 """
 
 import re
+import string
 from collections.abc import Callable
 from typing import ClassVar
-from urllib.parse import parse_qsl
 
 import numpy as np
 import orjson
@@ -39,6 +39,8 @@ _FORM, _PARTS = "application/x-www-form-urlencoded", "multipart/form-data"
 # what PNG, JPEG and WebP begin with, and no JSON
 _IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
 _MOST_FIELDS = 64
+# what each sign is worth as a hexadecimal digit, 16 where it is none
+_DIGITS = np.array([int(chr(sign), 16) if chr(sign) in string.hexdigits else 16 for sign in range(256)], np.uint8)
 _BAD = "BadRequestException"
 _TYPES = {
     404: "ResourceNotFoundException",
@@ -114,11 +116,26 @@ def _field(body: bytes) -> bytes:
     """The field of a form that is the body; the body itself where there is no form, whatever its Content-Type says."""
     if b"data=" not in body and b"body=" not in body:
         return body
-    try:
-        fields = dict(parse_qsl(body, keep_blank_values=True, max_num_fields=_MOST_FIELDS))
-    except ValueError:
-        raise DecodeError(f"the form has more than {_MOST_FIELDS} fields; it needs one, data") from None
-    return fields.get(b"data", fields.get(b"body", body))
+    parts = body.split(b"&", _MOST_FIELDS)
+    if len(parts) > _MOST_FIELDS:
+        raise DecodeError(f"the form has more than {_MOST_FIELDS} fields; it needs one, data")
+    fields = {name: value for name, _, value in (part.partition(b"=") for part in parts)}
+    found = fields.get(b"data", fields.get(b"body"))
+    return body if found is None else _unquoted(found)
+
+
+def _unquoted(text: bytes) -> bytes:
+    """What a field of a form holds, of any bytes; urllib takes a second for a body of escapes."""
+    signs = np.frombuffer(text.replace(b"+", b" "), np.uint8)
+    places = np.flatnonzero(signs == ord("%"))
+    high, low = (_DIGITS[signs.take(places + offset, mode="clip")] for offset in (1, 2))
+    if ((high | low) > 15).any() or (len(places) and places[-1] + 2 >= len(signs)):
+        raise DecodeError("the form has a % that no two hexadecimal digits follow; the sign itself is %25")
+    found = signs.copy()
+    found[places] = high << 4 | low
+    within = np.ones(len(found), bool)
+    within[places + 1] = within[places + 2] = False
+    return found[within].tobytes()
 
 
 def _encoded(encode: forms.Encode) -> Callable[[Reply], Encoded]:

@@ -95,6 +95,8 @@ def test_versions_may_be_written_as_torchserve_does(double, version):
         ("né".encode(), None, "<né>"),
         (b'{"text": "a"}', None, '<{"text": "a"}>'),
         (b"data=a+b", "application/x-www-form-urlencoded", "<a b>"),
+        ("other=1&data=wé".encode(), "application/x-www-form-urlencoded", "<wé>"),
+        (b"body=w%C3%A9%25=&x=%", "application/x-www-form-urlencoded", "<wé%=>"),
         (b'"a"', "application/json", "<a>"),
         (b'{"text": "a"}', "application/json; charset=utf-8", "<a>"),
     ],
@@ -122,6 +124,8 @@ def test_errors_have_torchserves_types(double, make_chain):
     check(ask(double, [13]), 500, "InternalServerException", "the model raised ValueError")
     form = "application/x-www-form-urlencoded"
     check(ask(double, b"data=&" * 65, media_type=form), 400, "BadRequestException", "more than 64 fields")
+    for wrong in (b"data=%", b"data=%4", b"data=a%4z", b"data=%%41"):
+        check(ask(double, wrong, media_type=form), 400, "BadRequestException", "no two hexadecimal digits follow")
     check(ask(make_chain(), [1]), 503, "ServiceUnavailableException", "no replica has loaded the model")
     check(ask(make_chain(deadline_ms=50).ready(), [1]), 504, "RequestTimeoutException", "")
 
