@@ -41,7 +41,9 @@ _PATH = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _NOT_JSON = re.compile(r"the body is not JSON: (.*) at offset ([0-9]+)", re.DOTALL)
-_NO_SIGNATURE = re.compile(r"'signature_name' is (.*); the model has (.*)", re.DOTALL)
+_NO_SIGNATURE = re.compile(r"'signature_name' is (.*); the model has (.*), ", re.DOTALL)
+_BAD_ROW = re.compile(r"'instances'\[([0-9]+)\]: (.*)", re.DOTALL)
+_NO_INPUT = re.compile(r"'inputs': '([^']*)'.* is missing; (.*)", re.DOTALL)
 _TYPES = {
     "bool": "DT_BOOL",
     "float16": "DT_HALF",
@@ -74,9 +76,9 @@ class Predict:
 
     def decode(self, call: Call) -> Asked:
         card = call.card
-        inputs, encode, signature = codec.decode(
-            call.body, card.signature, call.max_rows, card.signatures, envelope=True
-        )
+        # no name is the default's too
+        signatures = {**card.signatures, "": card.signature}
+        inputs, encode, signature = codec.decode(call.body, card.signature, call.max_rows, signatures, envelope=True)
         return Asked(inputs, _rows if encode is forms.encode_instances else _columns, signature)
 
     def refuse(self, error: ServingError, request_id: str, route: Route) -> tuple[int, str, bytes]:
@@ -171,6 +173,12 @@ def _told(error: ServingError, route: Route) -> str:
         return f"Servable not found for request: {_asked(route.model, route.version)}; {text}"
     if match := _NO_SIGNATURE.fullmatch(text):
         return f"Serving signature name: {match[1]} not found in signature def; the model has {match[2]}"
+    if match := _BAD_ROW.fullmatch(text):
+        return f"Failed to process element: {match[1]} of 'instances' list. Error: {match[2]}"
+    if match := _NO_INPUT.fullmatch(text):
+        return f"Missing named input: {match[1]} in 'inputs' object; {match[2]}"
+    if isinstance(error, SignatureMismatch) and text.partition("; ")[0].endswith("that is not base64"):
+        return f"Unable to base64 decode; {text}"
     if isinstance(error, DecodeError):
         if match := _NOT_JSON.fullmatch(text):
             return f"JSON Parse error: {match[1]} at offset: {match[2]}"
@@ -210,7 +218,7 @@ def blueprint(board: Board, plan: PlanFile) -> Blueprint:
     found = Blueprint("tensorflow_serving", __name__)
 
     def wanted(model: str, version: str, label: str) -> tuple[ModelCard, list[Version]]:
-        if ":" in model:
+        if ":" in model + version + label:
             # its words for a verb with another method
             raise ClientError(f"Malformed request: GET {request.path}; it takes POST")
         card = loaded(board)
@@ -219,9 +227,17 @@ def blueprint(board: Board, plan: PlanFile) -> Blueprint:
             for one in versions(board, plan)
             if (not version or str(one.number) == version) and (not label or label in one.labels)
         ]
-        if model != card.name or not some:
+        if model != card.name:
             raise ModelNotFound(f"Could not find any versions of model {model[:64]}; the model here is {card.name}")
+        if not some:
+            what = f"version {version[:64]}" if version else f"label {label[:64]}"
+            raise ModelNotFound(f"Could not find {what} of model {model}; /v1/models/{model} tells what there is")
         return card, some
+
+    @found.get("/v1/<path:_>")
+    @found.post("/v1/<path:_>")
+    def malformed(_: str) -> Response:
+        raise ClientError(f"Malformed request: {request.method} {request.path}")
 
     @found.get("/v1/models")
     def models() -> Response:
@@ -236,7 +252,10 @@ def blueprint(board: Board, plan: PlanFile) -> Blueprint:
     def metadata(model: str, version: str = "", label: str = "") -> Response:
         card, some = wanted(model, version, label)
         signatures = {name: _signature(signature) for name, signature in card.signatures.items()}
-        spec = {"name": card.name, "signature_name": "", "version": str(some[-1].number)}
+        served = [one.number for one in some if one.ready] or [one.number for one in some if not one.refused]
+        if not served:
+            raise ModelNotFound(f"Servable not found for request: {_asked(model, version or label)}; {some[-1].reason}")
+        spec = {"name": card.name, "signature_name": "", "version": str(served[-1])}
         return answer({"model_spec": spec, "metadata": {"signature_def": {"signature_def": signatures}}})
 
     for named in _NAMED:

@@ -119,12 +119,26 @@ def test_a_signature_is_named(size):
             {"instances": [[1, 2]], "signature_name": "none"},
             'Serving signature name: "none" not found in signature def',
         ),
-        ({"inputs": {"z": [[1, 2]]}}, "'x' is missing"),
+        ({"inputs": {"z": [[1, 2]]}}, "Missing named input: x in 'inputs' object; the model takes"),
+        ({"instances": [{"x": [1, 2]}, {}]}, "Failed to process element: 1 of 'instances' list. Error: 'x' is missing"),
         ({"instances": [[1, 2]] * 65}, "has 65 rows and the limit is 64"),
     ],
 )
 def test_what_is_wrong_is_told_in_its_words(body, words):
     assert words in told(body, ONE)
+
+
+def test_base64_that_is_none_is_told_in_its_words():
+    assert told({"instances": [{"b64": "?"}]}, TEXT).startswith("Unable to base64 decode; ")
+    names = told({"signature_name": "none", "instances": [""]}, TEXT)
+    assert names.endswith("; the model has serving_default")
+
+
+@pytest.mark.parametrize("size", [2, 3000])
+def test_a_signature_without_a_name_is_the_default(size):
+    body = {"signature_name": "", "instances": [[0.5] * size] * 2}
+    asked = answered(body, signature({"y": "float32"}, x=f"float32[{size}]"))
+    assert asked.signature == "" and asked.inputs["x"].tolist() == body["instances"]
 
 
 def test_examples_are_those_of_tensorflow():
@@ -274,9 +288,28 @@ def test_status_tells_each_version(chain):
     assert states("/v1/models/double/versions/9") == {"9": everything["9"]}
     assert states("/v1/models/double/labels/stable") == {"3": everything["3"]}
     assert chain.get("/v1/models").json == {"models": [{"name": "double"}]}
-    for path in ("none", "double/versions/8", "double/labels/none", "none/metadata"):
+    for path, words in (
+        ("none", "Could not find any versions of model none"),
+        ("double/versions/8", "Could not find version 8 of model double"),
+        ("double/labels/none", "Could not find label none of model double"),
+        ("none/metadata", "Could not find any versions of model none"),
+        ("double/versions/9/metadata", "Servable not found for request: Specific(double, 9); it is broken"),
+    ):
         answer = chain.get(f"/v1/models/{path}")
-        assert (answer.status_code, list(answer.json)) == (404, ["error"])
+        assert (answer.status_code, list(answer.json)) == (404, ["error"]) and words in answer.json["error"]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("path", ["/v1/models/double:guess", "/v1/other", "/v1/models/double/versions/3:guess"])
+def test_what_is_none_of_its_paths_is_told_in_its_words(chain, method, path):
+    answer = chain.get(path, method)
+    assert (answer.status_code, answer.content_type) == (400, "application/json")
+    assert answer.json["error"].startswith(f"Malformed request: {method} {path}")
+
+
+def test_a_version_that_was_refused_is_not_the_one_that_metadata_is_of(chain):
+    assert chain.get("/v1/models/double/metadata").json["model_spec"]["version"] == "3"
+    assert chain.get("/v1/models/double/labels/next/metadata").json["model_spec"]["version"] == "4"
 
 
 def test_metadata_tells_the_signatures(chain):
