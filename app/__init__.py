@@ -67,7 +67,11 @@ class ShortCut:
         self._predict = predict
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        route = dialects.find(environ["PATH_INFO"]) if environ["REQUEST_METHOD"] == "POST" else None
+        path = environ["PATH_INFO"]
+        if not path.isascii():
+            # PEP 3333: bytes as Latin-1; Flask reads them so
+            path = path.encode("latin-1").decode(errors="replace")
+        route = dialects.find(path) if environ["REQUEST_METHOD"] == "POST" else None
         if route is None:
             environ["PATH_INFO"] = dialects.spelled(environ["PATH_INFO"])
             return self.flask_door(environ, start_response)

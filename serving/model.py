@@ -66,7 +66,13 @@ class ModelFolder:
             if not any(path.iterdir()):
                 raise ModelError(f"the model folder {path} is empty; put the files of a model into it")
             options = _read_options(path, root)
-            return cls(options.get("name", root.resolve().name), version, path, root, options)
+            name = options.get("name", root.resolve().name)
+            if not name.isprintable() or not name.strip(".") or "/" in name:
+                raise ModelError(
+                    f"the model is called {name!r}, which nobody could ask for in a path: set name in model.toml to"
+                    " printable characters without /, and others than dots among them"
+                )
+            return cls(name, version, path, root, options)
 
     def artifact(self, *patterns: str) -> Path:
         """The one file that matches; ModelError when there is none, or more than one."""

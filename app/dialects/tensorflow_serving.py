@@ -37,7 +37,7 @@ PREFIX = "/v1"
 _NAMED = ("", "/versions/<version>", "/labels/<label>")
 RULES = tuple(f"/v1/models/<model>{named}:{verb}" for named in _NAMED for verb in ("predict", "classify", "regress"))
 _PATH = re.compile(
-    r"/v1/models/([^/:]+)(?:/versions/([0-9]{1,18})|/labels/([^/:]+))?:(predict|classify|regress)",
+    r"/v1/models/([^/]+)(?:/versions/([0-9]{1,18})|/labels/([^/:]+))?:(predict|classify|regress)",
     re.IGNORECASE | re.ASCII,
 )
 _NOT_JSON = re.compile(r"the body is not JSON: (.*) at offset ([0-9]+)", re.DOTALL)
@@ -218,10 +218,10 @@ def blueprint(board: Board, plan: PlanFile) -> Blueprint:
     found = Blueprint("tensorflow_serving", __name__)
 
     def wanted(model: str, version: str, label: str) -> tuple[ModelCard, list[Version]]:
-        if ":" in model + version + label:
+        card = loaded(board)
+        if ":" in version + label or (":" in model and model != card.name):
             # its words for a verb with another method
             raise ClientError(f"Malformed request: GET {request.path}; it takes POST")
-        card = loaded(board)
         some = [
             one
             for one in versions(board, plan)

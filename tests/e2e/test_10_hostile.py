@@ -154,6 +154,11 @@ def test_what_is_not_sound_http_is_refused_and_the_connection_closed(server, wha
 ODD_PATHS = (
     "//predict /./predict /x/../predict /x/..%2fpredict /%70redict /predict/ /predict%20 /predict#a"
     " /predict;a=b /PREDICT /predict. /predict%3f /predict%ff /predict\xff /problem //healthz /healthz/"
+    " /x/.. /predict/. /%2e/predict /v1%2fmodels"
+)
+# where others have another form
+OF_DIALECTS = (
+    "/v1/models/a%2Fb:predict /v2/models/a/%2e%2E/b/infer /v2/models/%6d/infer /predictions/%41 /predictions//a"
 )
 
 
@@ -162,6 +167,12 @@ def test_a_path_has_one_spelling(server, path):
     said, _ = talk(server, post(line=b"POST %s HTTP/1.1" % path.encode("latin-1")))
     (answer,) = answers(said)
     assert check_problem(answer, 404)["code"] == "not_found"
+
+
+@pytest.mark.parametrize("path", OF_DIALECTS.split())
+def test_a_path_of_a_dialect_has_one_spelling(server, path):
+    said, _ = talk(server, post(line=b"POST %s HTTP/1.1" % path.encode()))
+    assert b"there is nothing here" in said and said.startswith(b"HTTP/1.1 404 ")
 
 
 @pytest.mark.parametrize(
