@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from flask import Blueprint, Response, jsonify, request
 
-from app import codec
+from app import body, codec
 from app.versions import Version, versions
 from serving.errors import ClientError, Forbidden, LoadFailed, ModelNotFound
 from serving.plan import PlanFile
@@ -24,7 +24,8 @@ def blueprint(settings: Settings, board: Board, plan: PlanFile, loads: Callable[
 
     @repository.post("/v2/repository/index")
     def index() -> Response:
-        asked = codec.load(request.get_data()) if request.content_length else {}
+        sent = body.read(request.environ, settings.max_body_bytes)
+        asked = codec.load(sent) if sent else {}
         if not isinstance(asked, dict) or not isinstance(asked.get("ready", False), bool):
             raise ClientError("the body is not a JSON object, or its 'ready' neither true nor false")
         card = board.card()

@@ -39,6 +39,8 @@ ENVELOPES = ("dataframe_split", "dataframe_records", "instances", "inputs")
 # of the server whose protocol this is: clients ask for it
 VERSION = "3.17.2"
 _REQUIRED = f"The input must be a JSON dictionary with exactly one of the input fields {ENVELOPES}"
+# what else may be read has words of its own
+_NOT_JSON = ("the body is not JSON", "the body is not UTF-8", "the body is empty; expected JSON")
 _CODES = {
     403: "PERMISSION_DENIED",
     404: "RESOURCE_DOES_NOT_EXIST",
@@ -107,7 +109,7 @@ def problem(status: int, text: str) -> bytes:
 
 def _body(error: ServingError) -> bytes:
     text = str(error)
-    if isinstance(error, DecodeError) and text.startswith(("the body is not", "the body is empty")):
+    if isinstance(error, DecodeError) and text.startswith(_NOT_JSON):
         text = f"Invalid input. Ensure that input is a valid JSON formatted string. Error: '{text}'"
     elif isinstance(error, SignatureMismatch):
         text = f"Invalid input. Data is not compatible with model signature. {text}"

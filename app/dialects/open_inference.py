@@ -39,6 +39,8 @@ RULES = tuple(f"/v2/models/<model>{named}/infer" for named in _NAMED)
 EXTENSIONS = ("binary_tensor_data", "model_repository", "parameters", "schedule_policy", "statistics")
 _PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 LENGTH = "Inference-Header-Content-Length"
+# the quality of a coding that is refused
+_NEVER = re.compile(r"q=0(\.0*)?")
 _BINARY = ("Content-Type", "application/octet-stream")
 # of a timeout: more is as good as none
 _MOST_US = 2**53
@@ -242,12 +244,15 @@ class _Encoder:
 
 def _packed(headers: Headers, body: bytes, accepted: str) -> Encoded:
     """As the client accepts it."""
-    if accepted and len(body) >= _LEAST_PACKED_BYTES:
-        names = [name.partition(";")[0].strip().lower() for name in accepted.split(",")]
-        for name, header in (("gzip", 31), ("deflate", 15)):
-            if name in names:
-                packer = zlib.compressobj(1, wbits=header)
-                return [*headers, ("Content-Encoding", name)], packer.compress(body) + packer.flush()
+    if len(body) < _LEAST_PACKED_BYTES:
+        return headers, body
+    headers = [*headers, ("Vary", "Accept-Encoding")]
+    # each coding with its quality, as an option
+    asked = dict(coding.replace(" ", "").lower().partition(";")[::2] for coding in accepted.split(","))
+    for name, header in (("gzip", 31), ("deflate", 15)):
+        if name in asked and not _NEVER.fullmatch(asked[name]):
+            packer = zlib.compressobj(1, wbits=header)
+            return [*headers, ("Content-Encoding", name)], packer.compress(body) + packer.flush()
     return headers, body
 
 

@@ -1,5 +1,7 @@
 """POST /v2/repository/models/NAME/load: who may have the server look for versions, and what they are told."""
 
+import gzip
+
 import pytest
 
 from serving.plan import Plan, PlanFile, Release
@@ -118,3 +120,13 @@ def test_the_index_tells_what_serves_and_what_does_not_and_why(make_chain, tmp_p
     assert chain.get("/v2/repository/index", "POST", data=b'{"ready": true}').json == [three]
     check_error(chain.get("/v2/repository/index", "POST", data=b"[1]"), 400, "not a JSON object")
     check_error(chain.get("/v2/repository/index", "POST", data=b"{"), 400, "not JSON")
+
+
+def test_what_asks_for_the_index_may_be_packed(make_chain):
+    chain = make_chain().serve()
+    packed = {"Content-Encoding": "gzip"}
+    sent = gzip.compress(b'{"ready": true}')
+    assert len(chain.get("/v2/repository/index", "POST", data=sent, headers=packed).json) == 1
+    check_error(chain.get("/v2/repository/index", "POST", data=b"{}", headers=packed), 400, "the body is not gzip")
+    bomb = gzip.compress(bytes(9 << 20))
+    check_error(chain.get("/v2/repository/index", "POST", data=bomb, headers=packed), 413, "max_body_bytes")

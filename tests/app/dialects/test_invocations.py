@@ -219,6 +219,13 @@ def test_a_body_in_another_coding_is_refused_as_text(matrix):
     assert (answer.status_code, answer.mimetype) == (415, "text/plain") and b"Content-Encoding is 'br'" in answer.data
 
 
+def test_an_empty_table_is_not_said_to_be_json(matrix):
+    answer = post(matrix, b"", Content_Type=CSV)
+    check(answer, 400, "the body is empty; expected CSV")
+    assert "JSON" not in answer.json["message"]
+    check(post(matrix, b""), 400, "Ensure that input is a valid JSON formatted string")
+
+
 def npy(array):
     file = io.BytesIO()
     np.save(file, array)

@@ -179,8 +179,17 @@ def test_a_long_answer_is_packed_as_its_client_takes_it(name, unpack):
     assert dict(headers)["Content-Encoding"] == name and len(body) < 1000
     size = int(dict(headers)["Inference-Header-Content-Length"])
     assert json.loads(plain[:size])["model_name"] == "m" and plain[size:] == reply.outputs["y"].tobytes()
+    assert dict(headers)["Vary"] == "Accept-Encoding"
     short = decode(ROW, TWO, HTTP_ACCEPT_ENCODING=name).encode(Reply(b"", 3, outputs=OUTPUTS))
     assert "Content-Encoding" not in dict(short[0])
+
+
+@pytest.mark.parametrize("accepted", ["", "identity", "gzip;q=0, identity", "deflate; q=0.000 ,gzip;q=0.0", "br"])
+def test_a_long_answer_is_not_packed_in_what_its_client_refuses(accepted):
+    reply = Reply(b"", 3, outputs={"y": np.ones((1, 4096), np.float32)})
+    headers, body = decode(ROW, TWO, HTTP_ACCEPT_ENCODING=accepted).encode(reply)
+    assert "Content-Encoding" not in dict(headers) and json.loads(body)["model_name"] == "m"
+    assert dict(headers)["Vary"] == "Accept-Encoding"
 
 
 @pytest.mark.parametrize(
@@ -278,6 +287,7 @@ GOOD = np.ones((1, 2), np.float32)
         (one("x", "FP16", [1, 2], data=[1, 2]), "FP16, which has no JSON form"),
         (one("x", "BF16", [1, 2], data=[1, 2]), "datatype 'BF16'; it is one of BOOL"),
         (one("x", None, [1, 2], data=[1, 2]), "datatype no string"),
+        (b"", 'the body is empty; expected JSON, {"inputs": '),
         (one("x", "FP64", [1, 2], data=[1, 2]), "has datatype FP64; the model takes FP32"),
         (one("x", "BOOL", [1, 2], data=[True, True]), "has datatype BOOL; the model takes FP32"),
         (one("x", "INT64", [1, 2], data=[1, 2]), "has datatype INT64; the model takes FP32"),
