@@ -22,23 +22,26 @@ from serving.signature import NUMBERS
 DIALECTS = (predict, tensorflow_serving, open_inference, invocations, control)
 # of an example in the document, which a browser shows whole
 _LONG_BYTES = 16384
+_SIZE: Schema = {"type": "integer", "minimum": 0}
 _REQUEST_ID: Schema = {"type": "string", "pattern": "^[A-Za-z0-9._:+=@-]{1,64}$"}
 _HEADERS = {
     "X-Request-ID": ("The client's, if that was a sound one; the logs have more under it.", _REQUEST_ID),
     "X-Model-Version": ("The version that answered.", {"type": "integer", "minimum": 1}),
     "Server-Timing": ("Milliseconds of decode, queue, predict and encode.", TEXT),
+    "X-Tensor-Shape": ("Of raw bytes: sizes, the rows first.", TEXT),
+    "X-Tensor-Dtype": ("Of raw bytes.", {"enum": [*NUMBERS]}),
+    "Inference-Header-Content-Length": ("Bytes of JSON in front of binary tensors.", _SIZE),
     "Retry-After": ("Seconds after which the same request may succeed.", {"type": "integer", "minimum": 1}),
 }
+# the others are of some answers to an operation
+_ALWAYS = {"X-Request-ID", "X-Model-Version", "Server-Timing"}
 _PARAMETERS = {
     "X-Request-Timeout-Ms": ("Lowers the deadline of this request.", {"type": "integer", "minimum": 1}),
     "X-Model-Version": ("A version or a label, for this one to answer.", TEXT),
     "X-Request-ID": ("What to call this request: up to 64 letters, digits or ._:+=@-", TEXT),
     "X-Tensor-Shape": ("Of raw bytes: sizes, the rows first.", TEXT),
     "X-Tensor-Dtype": ("Of raw bytes, where they are not the model's.", {"enum": [*NUMBERS]}),
-    "Inference-Header-Content-Length": (
-        "Bytes of JSON in front of binary tensors.",
-        {"type": "integer", "minimum": 0},
-    ),
+    "Inference-Header-Content-Length": ("Bytes of JSON in front of binary tensors.", _SIZE),
 }
 _MAY_RETRY = (500, 503)
 # what nginx refuses by itself, as nginx.conf has it
@@ -179,7 +182,10 @@ class _Maker:
                 _name(*refusal): _refusal(*refusal) for refusal in sorted(refusals, key=lambda one: _name(*one))
             },
             "parameters": parameters,
-            "headers": {name: {"description": told, "schema": schema} for name, (told, schema) in _HEADERS.items()},
+            "headers": {
+                name: {"description": told, "required": name in _ALWAYS, "schema": schema}
+                for name, (told, schema) in _HEADERS.items()
+            },
             "examples": self._made,
         }
 

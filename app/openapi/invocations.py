@@ -43,7 +43,18 @@ def operations(model: Model) -> list[Operation]:
     """Both protocols at /invocations, TorchServe's predictions, and what they ask beside that."""
     taken, given = _invocations(model)
     found = [
-        prediction(_SAGEMAKER, "/invocations", "Invoke", taken, given, (MLFLOW, TOLD), _DESCRIPTION, media.ASKS),
+        prediction(
+            _SAGEMAKER,
+            "/invocations",
+            "Invoke",
+            taken,
+            given,
+            (MLFLOW, TOLD),
+            _DESCRIPTION,
+            media.ASKS,
+            tells=media.ASKS,
+            negotiates=True,
+        ),
         Operation(_SAGEMAKER, "/ping", "Whether it can predict", {JSON: Body(_STATUS)}, not_ready=503),
         Operation(_SAGEMAKER, "/execution-parameters", "Of a batch transform", {JSON: Body(_LIMITS)}),
         Operation(_SAGEMAKER, "/version", "MLflow's version", {JSON: Body({})}),

@@ -40,7 +40,9 @@ def operations(model: Model) -> list[Operation]:
         path = f"/v2/models/{{model}}{named}"
         found.append(_stats(path))
         found += [
-            prediction(_TAG, f"{path}/infer", "Infer", takes, gives, (ERROR,), _DESCRIPTION, (LENGTH,)),
+            prediction(
+                _TAG, f"{path}/infer", "Infer", takes, gives, (ERROR,), _DESCRIPTION, (LENGTH,), tells=(LENGTH,)
+            ),
             Operation(
                 _TAG,
                 path,

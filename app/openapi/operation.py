@@ -73,7 +73,7 @@ class Operation:
 
 
 # what a client may get from a prediction; 414 and 502 are nginx's own
-PREDICTION = (400, 404, 406, 413, 414, 415, 500, 502, 503, 504)
+PREDICTION = (400, 404, 413, 414, 415, 500, 502, 503, 504)
 
 
 def prediction(
@@ -86,8 +86,10 @@ def prediction(
     description: str = "",
     asks: tuple[str, ...] = (),
     method: str = "post",
+    tells: tuple[str, ...] = (),
+    negotiates: bool = False,
 ) -> Operation:
-    """A POST that predicts."""
+    """A POST that predicts; negotiates: whether Accept says in which media type it is answered."""
     return Operation(
         tag,
         path,
@@ -97,7 +99,7 @@ def prediction(
         method,
         description,
         errors,
-        PREDICTION,
+        tuple(sorted((*PREDICTION, 406))) if negotiates else PREDICTION,
         asks=("X-Request-Timeout-Ms", "X-Model-Version", "X-Request-ID", *asks),
-        tells=("X-Request-ID", "X-Model-Version", "Server-Timing"),
+        tells=("X-Request-ID", "X-Model-Version", "Server-Timing", *tells),
     )

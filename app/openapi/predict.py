@@ -57,7 +57,20 @@ def operations(model: Model) -> list[Operation]:
         {"one row": Example(_instance(outputs)), **gives.examples},
     )
     taken, given = {JSON: takes, **media.taken(model)}, {JSON: gives, **media.given(model)}
-    return [prediction("predict", "/predict", "Predict", taken, given, (PROBLEM,), _DESCRIPTION, media.ASKS)]
+    return [
+        prediction(
+            "predict",
+            "/predict",
+            "Predict",
+            taken,
+            given,
+            (PROBLEM,),
+            _DESCRIPTION,
+            media.ASKS,
+            tells=media.ASKS,
+            negotiates=True,
+        )
+    ]
 
 
 def forms(model: Model, lenient: bool = False) -> tuple[Body, Body]:
