@@ -182,7 +182,7 @@ def test_a_flood_of_cells_is_refused_before_there_is_an_object_for_each(body, ta
 def test_a_row_of_any_size_has_as_many_cells_as_fit_into_memory():
     taken = signature({"x": "float32[-1]"}, {"y": "float32"})
     assert decode("1," * (LIMIT // 32) + "1", taken)["x"].shape == (1, LIMIT // 32 + 1)
-    with pytest.raises(FrameTooLarge, match="has 32769 cells, and may have 32768 for this model.*send large tensors"):
+    with pytest.raises(FrameTooLarge, match=r"has 32769 cells, and may have 32768 for this model.*send large tensors"):
         decode("1," * (LIMIT // 32 + 1) + "1", taken)
 
 
