@@ -45,6 +45,7 @@ bench: $(VENV)/.dev nginx ## compare with the peers that are installed, measure 
 	@$(if $(ARGS),,$(BIN)/python -m bench.growth)
 	@$(if $(ARGS),,$(BIN)/python -m bench.engines)
 	@$(if $(ARGS),,$(BIN)/python -m bench.dialects)
+	@$(if $(ARGS),,$(BIN)/python -m bench.calls)
 
 bench-peers: $(VENV)/.dev ## install the peers, all or PEERS, each into an environment of its own (12 GB)
 	@$(BIN)/python -m bench.peer $(PEERS)
@@ -81,6 +82,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.ready
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRA),examples,dev]'
+	@# messages for clients alone; it asks for TensorFlow by one of its names, and tensorflow-cpu is another
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps tensorflow-serving-api
 	@touch $@
 
 # Debian starts the nginx and the Prometheus that it installs: not here, where only the binaries are wanted

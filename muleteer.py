@@ -27,11 +27,12 @@ from supervisor import SIGNALS, Supervisor, go_home, ini_of, run_dir_of
 from trial import TrialFailed
 
 HELP = """\
-Serves a model over HTTP: nginx, uWSGI, and long-lived mules that each hold a copy of it.
+Serves a model over HTTP, and gRPC if a port is set: nginx, uWSGI, and long-lived mules that each hold a copy of it.
 
 Environment:
   HOST        address to listen on (127.0.0.1)
   PORT        port to listen on (8080)
+  GRPC_PORT   port for gRPC (grpc_port in uwsgi.ini)
   MODEL       folder of the model, or its URL: s3://, gs://, https://, models:/, runs:/ (model in uwsgi.ini)
   MULETEER_STORE   folder for models that were fetched (~/.cache/muleteer)
   INI         the uwsgi.ini to use (the one beside this program)

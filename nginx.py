@@ -16,6 +16,7 @@ from pathlib import Path
 from serving.settings import Settings
 
 TEMPLATE = Path(__file__).resolve().parent / "nginx.conf"
+GRPC_TEMPLATE = TEMPLATE.with_name("grpc.conf")
 
 
 class StartError(Exception):
@@ -30,8 +31,8 @@ def program() -> str:
     return found
 
 
-def check_address(host: str, port: int) -> None:
-    """Raise StartError unless nginx can listen there."""
+def check_address(host: str, port: int, name: str = "PORT") -> None:
+    """Raise StartError unless nginx can listen there; name: of the variable that says the port."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -40,9 +41,11 @@ def check_address(host: str, port: int) -> None:
     except socket.gaierror as error:
         raise StartError(f"HOST={host} is no address of this machine: {error.strerror}") from error
     except PermissionError as error:
-        raise StartError(f"port {port} is for root alone; set PORT to one above 1023") from error
+        raise StartError(f"port {port} is for root alone; set {name} to one above 1023") from error
     except OSError as error:
-        raise StartError(f"cannot listen on {host}:{port}: {error.strerror}; set PORT (or HOST) to another") from error
+        raise StartError(
+            f"cannot listen on {host}:{port}: {error.strerror}; set {name} (or HOST) to another"
+        ) from error
 
 
 def clear(run_dir: Path) -> None:
@@ -86,7 +89,16 @@ def configuration(settings: Settings, listen: str, run_dir: Path, log_dir: Path 
         "nginx_stop_timeout_s": settings.stop_timeout_s - 1,
         "read_timeout_s": -(-settings.deadline_ms // 1000) + 2,
     }
-    return re.sub(r"@\{(\w+)\}", lambda match: str(values[match[1]]), TEMPLATE.read_text())
+
+    def filled(template: Path) -> str:
+        return re.sub(r"@\{(\w+)\}", lambda match: str(values[match[1]]), template.read_text())
+
+    values["grpc"] = ""
+    if settings.grpc_port:
+        values["grpc_listen"] = f"{listen.rpartition(':')[0]}:{settings.grpc_port}"
+        values["grpc_port"] = settings.grpc_port
+        values["grpc"] = filled(GRPC_TEMPLATE)
+    return filled(TEMPLATE)
 
 
 def check_configuration(text: str, run_dir: Path) -> None:

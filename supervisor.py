@@ -33,6 +33,7 @@ from refusals import Refusals
 from serving.errors import ModelError, SettingsError, SourceError
 from serving.model import ModelCard
 from serving.plan import Plan, Release
+from serving.settings import Settings
 
 ROOT = Path(__file__).resolve().parent
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD}
@@ -140,6 +141,7 @@ class Supervisor:
         if len(os.fsencode(self.instance.path / SOCKETS[0])) > MAX_SOCKET_PATH:
             raise StartError(f"RUN_DIR={self.run_dir} is too long for a unix socket; set RUN_DIR to a shorter path")
         nginx.check_address(self.host, self.port)
+        self._check_grpc(self.instance.settings)
         if self.log_dir is None and stat.S_ISSOCK(os.fstat(1).st_mode):
             raise StartError("nginx cannot log to standard output, which is a socket; set LOG_DIR to a folder")
         for name, folder in (("RUN_DIR", self.run_dir), ("LOG_DIR", self.log_dir)):
@@ -162,6 +164,12 @@ class Supervisor:
         # what was asked of a server before this one, and what it was at when it was killed
         reload.wish(self.run_dir)
         self.progress.write(self.run_dir)
+
+    def _check_grpc(self, settings: Settings) -> None:
+        if settings.grpc_port == self.port:
+            raise StartError(f"grpc_port = {self.port} is the port for HTTP too; set GRPC_PORT to another")
+        if settings.grpc_port:
+            nginx.check_address(self.host, settings.grpc_port, "GRPC_PORT")
 
     def _nginx_conf(self, instance: Instance) -> str:
         return nginx.configuration(instance.settings, self.address, self.run_dir, self.log_dir)
@@ -275,6 +283,8 @@ class Supervisor:
         if policy := reload.pinned(self.run_dir):
             print(f"         pinned by `reload --version {policy}`; `reload --unpin` ends that")
         print(f"  mules  {self.instance.settings.mules}, {ready['ready_replicas']} of them ready")
+        if port := self.instance.settings.grpc_port:
+            print(f"  grpc   {self.address.rpartition(':')[0]}:{port}")
         if self.log_dir:
             print(f"  logs   {self.log_dir}")
         print(f"  try    {self._curl(card, url)}", flush=True)
@@ -415,6 +425,8 @@ class Supervisor:
 
     def _replace(self, new: Instance) -> str:
         """Start another uWSGI, let it take over once it is ready, and stop the one that served."""
+        if new.settings.grpc_port != self.instance.settings.grpc_port:
+            self._check_grpc(new.settings)
         nginx_conf = self._nginx_conf(new)
         nginx.check_configuration(nginx_conf, self.run_dir)
         self.other = new

@@ -55,7 +55,14 @@ def create_app(
     app.register_blueprint(metrics.blueprint(found))
     problems.register(app, dialects.problem)
     metrics.register(app, found.ends)
-    app.wsgi_app = ShortCut(app.wsgi_app, predict)  # type: ignore[method-assign]
+    flask_door = app.wsgi_app
+    if settings.grpc_port:
+        # protobuf is imported where it is used
+        from app import grpc
+
+        found.ends.know(grpc.NAMES)
+        flask_door = grpc.Door(flask_door, predict, settings.max_body_bytes)
+    app.wsgi_app = ShortCut(flask_door, predict)  # type: ignore[method-assign]
     return app
 
 

@@ -28,10 +28,10 @@ def read(environ: Mapping[str, Any], limit: int) -> bytes:
     if len(body) < size:
         raise DecodeError(f"the body ends after {len(body)} of {size} bytes")
     coding = environ.get("HTTP_CONTENT_ENCODING")
-    return _unpack(body, coding, limit) if coding else body
+    return unpack(body, coding, limit) if coding else body
 
 
-def _unpack(body: bytes, coding: str, limit: int) -> bytes:
+def unpack(body: bytes, coding: str, limit: int) -> bytes:
     # RFC 9110: x-gzip is an old name of gzip
     name = coding.strip().lower().replace("x-gzip", "gzip")
     if name == "identity":

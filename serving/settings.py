@@ -1,7 +1,8 @@
 """All settings: one frozen object, read from uwsgi.ini and the environment, and checked before anything starts.
 
 `[uwsgi]` is read as uWSGI reads it (if-env, if-not-env, endif, %(_), $(NAME)); `[serving]` is the model server's own,
-and SERVING_<NAME> in the environment overrides one of its keys (MODEL is short for SERVING_MODEL).
+and SERVING_<NAME> in the environment overrides one of its keys (MODEL is short for SERVING_MODEL, and GRPC_PORT for
+SERVING_GRPC_PORT).
 
 Runs in:  both, and in the supervisor before them.
 Units:    in the names: _ms, _s, _bytes, _rows.
@@ -43,6 +44,7 @@ _MAX_BUFFER = 65535
 _OTHER_VARIABLES = 1024
 # those of nginx that no prediction needs
 _OTHER_CONNECTIONS = 64
+_MAX_PORT = 65535
 _PLACEHOLDER = re.compile(r"%\((\w+)\)|\$\((\w+)\)")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
@@ -80,6 +82,7 @@ class Settings:
     repository_api: bool = _serving(False)
     public_sample: bool = _serving(False)
     monitor_from: str = _serving("127.0.0.0/8 ::1")
+    grpc_port: int = _serving(0, 0)
     store_max_gb: int = _serving(20, 1)
     deadline_ms: int = _serving(5000, 1)
     max_batch_rows: int = _serving(32, 1)
@@ -192,6 +195,8 @@ class Settings:
                 ipaddress.ip_network(address)
             except ValueError as error:
                 raise _refusal("monitor_from", self.monitor_from, str(error), "127.0.0.0/8 ::1") from error
+        if self.grpc_port > _MAX_PORT:
+            raise _refusal("grpc_port", self.grpc_port, f"{_MAX_PORT} is the highest port", 8081)
         if self.log_level not in LOG_LEVELS:
             raise _refusal("log_level", self.log_level, f"it is one of {', '.join(LOG_LEVELS)}", "info")
         page = mmap.PAGESIZE
@@ -361,8 +366,10 @@ def _uwsgi_values(section: Mapping[str, list[str]]) -> dict[str, int]:
 def _serving_values(section: Mapping[str, list[str]], environ: Mapping[str, str]) -> dict[str, Any]:
     settings = {setting.name: setting for setting in fields(Settings) if setting.metadata["section"] == "serving"}
     found = {key: values[-1] for key, values in section.items()}
-    if environ.get("MODEL"):
-        found["model"] = environ["MODEL"]
+    for key in ("model", "grpc_port"):
+        # Kubernetes has a variable of this name for a service that is called "grpc"
+        if (text := environ.get(key.upper(), "")) and not text.startswith("tcp://"):
+            found[key] = text
     for name, value in environ.items():
         if name.startswith("SERVING_") and not name.startswith(_FOREIGN):
             found[name.removeprefix("SERVING_").lower()] = value

@@ -32,14 +32,14 @@ DTYPES = {
 } | {f"{sign.upper()}INT{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 DATATYPES = {dtype: datatype for datatype, dtype in DTYPES.items()}
 # of the sizes of a tensor on the wire
-_MOST, _MOST_AXES = 2**64, 32
+_MOST, MOST_AXES = 2**64, 32
 
 
 def shape(sizes: Any, name: str, max_rows: int) -> tuple[int, ...]:
     """The shape that a client says an input has."""
     if not isinstance(sizes, list) or any(type(size) is not int or not 0 <= size < _MOST for size in sizes):
         raise DecodeError(f"input {name!r} has no 'shape', a list of sizes")
-    if not sizes or len(sizes) > _MOST_AXES:
+    if not sizes or len(sizes) > MOST_AXES:
         raise DecodeError(f"input {name!r} has {len(sizes)} axes; the first one is the rows")
     if not sizes[0]:
         raise SignatureMismatch(f"input {name!r}: there are no rows")

@@ -82,10 +82,10 @@ class Infer:
         if id is not None and not (isinstance(id, str) and _is_unicode(id)):
             raise DecodeError("'id' is not a string of Unicode")
         parameters = _parameters(value, "the request")
-        inputs = _inputs(value.get("inputs"), card.signature, call.max_rows, rest, body)
+        inputs = tensors(value.get("inputs"), card.signature, call.max_rows, rest, body)
         binary = _flag(parameters, "binary_data_output")
-        encode = _Encoder(card, id, _requested(value.get("outputs"), card.signature, binary), binary, packing)
-        return Asked(inputs, encode, "", _timeout_s(parameters))
+        encode = _Encoder(card, id, requested(value.get("outputs"), card.signature, binary), binary, packing)
+        return Asked(inputs, encode, "", timeout_s(parameters))
 
     def refuse(self, error: ServingError, request_id: str, route: Route) -> tuple[int, str, bytes]:
         return error.status, JSON[1], problem(error.status, str(error))
@@ -122,14 +122,14 @@ def _flag(parameters: Mapping[str, Any], name: str, default: bool = False) -> bo
     return found
 
 
-def _timeout_s(parameters: Mapping[str, Any]) -> float:
+def timeout_s(parameters: Mapping[str, Any]) -> float:
     found = parameters.get("timeout", 0)
     if isinstance(found, bool) or not isinstance(found, int) or found < 0:
         raise DecodeError("the parameter 'timeout' is not a number of microseconds")
     return min(found, _MOST_US) / 1e6 if found else math.inf
 
 
-def _requested(outputs: Any, signature: Signature, binary: bool) -> dict[str, bool]:
+def requested(outputs: Any, signature: Signature, binary: bool) -> dict[str, bool]:
     """The names of the outputs that are wanted, none for all, and whether each is to be binary."""
     if outputs is None:
         return {}
@@ -154,7 +154,7 @@ def _requested(outputs: Any, signature: Signature, binary: bool) -> dict[str, bo
     return found
 
 
-def _inputs(listed: Any, signature: Signature, max_rows: int, rest: memoryview, body: bytes) -> Tensors:
+def tensors(listed: Any, signature: Signature, max_rows: int, rest: memoryview, body: bytes) -> Tensors:
     if not isinstance(listed, list) or not listed:
         raise DecodeError("'inputs' is missing, or no list, or empty")
     specs = {spec.name: spec for spec in signature.inputs}

@@ -44,7 +44,7 @@ _NOT_JSON = re.compile(r"the body is not JSON: (.*) at offset ([0-9]+)", re.DOTA
 _NO_SIGNATURE = re.compile(r"'signature_name' is (.*); the model has (.*), ", re.DOTALL)
 _BAD_ROW = re.compile(r"'instances'\[([0-9]+)\]: (.*)", re.DOTALL)
 _NO_INPUT = re.compile(r"'inputs': '([^']*)'.* is missing; (.*)", re.DOTALL)
-_TYPES = {
+TYPES = {
     "bool": "DT_BOOL",
     "float16": "DT_HALF",
     "float32": "DT_FLOAT",
@@ -59,7 +59,7 @@ def route(path: str) -> Route | None:
     if match is None:
         return None
     model, version, label, verb = match.groups()
-    return Route(_DIALECTS[verb.lower()], model, version or label or "")
+    return Route(DIALECTS[verb.lower()], model, version or label or "")
 
 
 def spelled(path: str) -> str:
@@ -100,14 +100,20 @@ class Regress(Predict):
         name = value.get("signature_name", "") if isinstance(value, dict) else ""
         if not isinstance(name, str):
             raise DecodeError("'signature_name' is not a string")
+        self._signature(card, name)
+        return self.asked(card, name, example.decode(value, call.max_rows, call.max_bytes))
+
+    def asked(self, card: ModelCard, name: str, examples: Tensor) -> Asked:
+        """What asks for examples by the name of a signature, "" for the default."""
+        return Asked({self._signature(card, name).inputs[0].name: examples}, self.encode, name)
+
+    def _signature(self, card: ModelCard, name: str) -> Signature:
         signature = card.signatures.get(name) if name else card.signature
         if signature is None:
             raise SignatureMismatch(f'Serving signature name: "{name[:64]}" not found in signature def')
         if not self.fits(signature):
             raise self._mismatch(signature)
-        return Asked(
-            {signature.inputs[0].name: example.decode(value, call.max_rows, call.max_bytes)}, self.encode, name
-        )
+        return signature
 
     def fits(self, signature: Signature) -> bool:
         """Whether it takes examples, and gives what is answered."""
@@ -157,8 +163,8 @@ class Classify(Regress):
         return [JSON], forms.dump({"results": rows}, outputs)
 
 
-_DIALECTS = {"predict": Predict(), "classify": Classify(), "regress": Regress()}
-NAMES = tuple(dialect.name for dialect in _DIALECTS.values())
+DIALECTS = {"predict": Predict(), "classify": Classify(), "regress": Regress()}
+NAMES = tuple(dialect.name for dialect in DIALECTS.values())
 
 
 def problem(status: int, text: str) -> bytes:
@@ -287,4 +293,4 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
     # the first axis is the rows
     sizes = [{"size": str(size), "name": ""} for size in (-1, *spec.shape)]
     shape = {"dim": sizes, "unknown_rank": False}
-    return {"dtype": _TYPES[spec.dtype], "tensor_shape": shape, "name": f"{spec.name}:0"}
+    return {"dtype": TYPES[spec.dtype], "tensor_shape": shape, "name": f"{spec.name}:0"}

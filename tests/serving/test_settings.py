@@ -71,6 +71,7 @@ def test_numbers_that_follow_from_others(read):
     [
         *(({name: low - 1}, f"it must be {low} or more") for name, low in LOWS.items()),
         *(({name: -7}, f"it must be {low} or more") for name, low in LOWS.items()),
+        ({"grpc_port": 65536}, "65535 is the highest port"),
         ({"log_level": "loud"}, "it is one of debug, info, warning, error"),
         ({"queue": 513}, f"queue x queue-blocksize must be a multiple of the page size, {PAGE}"),
         ({"queue": 600, "queue_blocksize": PAGE + 1}, f"queue x queue-blocksize must be a multiple of .* {PAGE}"),
@@ -178,6 +179,9 @@ def test_a_value_at_its_limit_is_accepted(read, values, accepted):
         ({"MODEL": ""}, {"model": "models/digits"}),
         ({"SERVING_MODEL": "b", "MODEL": "a"}, {"model": "b"}),
         ({"SERVING_DEADLINE_MS": "250", "SERVING_LOG_LEVEL": "debug"}, {"deadline_ms": 250, "log_level": "debug"}),
+        ({"GRPC_PORT": "8081"}, {"grpc_port": 8081}),
+        ({"SERVING_GRPC_PORT": "8082", "GRPC_PORT": "8081"}, {"grpc_port": 8082}),
+        ({"GRPC_PORT": "tcp://10.0.0.1:80"}, {"grpc_port": 0}),
         ({"SERVING_BATCH_WAIT_MS": "2", "SERVINGS": "x"}, {"batch_wait_ms": 2}),
         ({"MULES": "-1"}, "mules = -1: it must be 1 or more; 1 would do"),
         ({"WORKERS": "1"}, "processes = 1: it must be 2 or more; 2 would do"),
