@@ -151,7 +151,6 @@ def test_messages_come_packed(client, coding):
         ({"inputs": [image(IMAGE[:, :, 1:])]}, "INVALID_ARGUMENT", "one row has shape [8, 7]"),
         ({"inputs": [image(np.repeat(IMAGE, 1025, axis=0))]}, "RESOURCE_EXHAUSTED", "max_request_rows in uwsgi.ini"),
         ({"outputs": [triton.InferRequestedOutput("ö%")]}, "INVALID_ARGUMENT", "output 'ö%' is unknown"),
-        ({"client_timeout": 0.001}, "DEADLINE_EXCEEDED", ""),
     ],
 )
 def test_errors_have_a_code_and_words(client, changes, code, words):
@@ -374,7 +373,7 @@ def test_a_call_that_is_cancelled_frees_its_thread(slow):
             with suppress(grpc.RpcError):
                 return slept(infer(opened, 0.0).result()) == [0.0]
 
-        wait_until(answered, "the only thread is free", 2)
+        wait_until(answered, "the only thread is free", 3)
 
 
 def test_what_finds_no_thread_is_refused_at_once_and_told_when_to_come_back(slow):
