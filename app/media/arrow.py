@@ -55,7 +55,7 @@ def stream(body: bytes, signature: Signature, max_rows: int, max_bytes: int) -> 
 def parquet(body: bytes, signature: Signature, max_rows: int, max_bytes: int, others: bool = False) -> Tensors:
     """Inputs from a Parquet file; others as in tables.places."""
     arrow, files = need("pyarrow"), need("pyarrow.parquet")
-    texts = footer.check(body, max_rows, max_bytes)
+    texts = footer.check(body, max_rows, max_bytes, -1 if others else tables.columns(signature))
     try:
         # a text that stands in many rows is there once
         file = files.ParquetFile(

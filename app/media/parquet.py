@@ -22,6 +22,10 @@ _MAGIC = b"PAR1"
 _MOST_ROW_GROUPS = 16
 # of one footer: some four thousand columns
 _MOST_FIELDS = 1 << 17
+# of one column in one row group
+_FIELDS = 64
+# beside those that a model takes: indices, and others, which are named when they are refused
+_FEW_COLUMNS = 16
 _DEEPEST = 10
 # a column of so few rows has no use for more
 _MOST_PAGES = 2048
@@ -35,20 +39,24 @@ _DICTIONARY = 2
 _ENCODINGS = {0, 2, 3, 4, 5, 6, 8, 9}
 
 
-def check(body: bytes, max_rows: int, max_bytes: int) -> list[str]:
-    """Raise where the file would take more than it may, or is none; gives the paths of the columns that are texts."""
+def check(body: bytes, max_rows: int, max_bytes: int, wanted: int = -1) -> list[str]:
+    """Raise where the file would take more than it may, or is none; gives the paths of the columns that are texts.
+
+    wanted: how many columns the model takes, negative where there may be any number of them.
+    """
+    most = _MOST_FIELDS if wanted < 0 else (wanted + _FEW_COLUMNS) * (_MOST_ROW_GROUPS + 1) * _FIELDS
     try:
-        return _check(body, max_rows, max_bytes)
+        return _check(body, max_rows, max_bytes, min(most, _MOST_FIELDS))
     except (KeyError, IndexError, TypeError, UnicodeDecodeError, struct.error):
         raise DecodeError("the body is no Parquet file, or is broken, or encrypted") from None
 
 
-def _check(body: bytes, max_rows: int, max_bytes: int) -> list[str]:
+def _check(body: bytes, max_rows: int, max_bytes: int, most_fields: int) -> list[str]:
     end = len(body) - 8
     start = end - struct.unpack_from("<I", body, end)[0]
     if body[:4] != _MAGIC or body[-4:] != _MAGIC or start < 4:
         raise IndexError
-    footer, _ = _Reader(body, end).fields(start)
+    footer, _ = _Reader(body, end, most_fields).fields(start)
     check_rows(footer[3, _I64], max_rows)
     groups = footer[4, _LIST]
     if len(groups) > _MOST_ROW_GROUPS:
@@ -128,10 +136,10 @@ def _unpacked(body: bytes, position: int, end: int, value_bytes: int, max_bytes:
 class _Reader:
     """Reads structs in Thrift's compact protocol, so many fields of them in all."""
 
-    def __init__(self, data: bytes, end: int) -> None:
+    def __init__(self, data: bytes, end: int, most: int = _MOST_FIELDS) -> None:
         self._data = data
         self._end = end
-        self._left = _MOST_FIELDS
+        self._most = self._left = most
 
     def fields(self, position: int, depth: int = 0) -> tuple[Fields, int]:
         """The fields of a struct, and where it ends."""
@@ -156,9 +164,7 @@ class _Reader:
     def _value(self, kind: int, position: int, depth: int) -> tuple[Any, int]:
         self._left -= 1
         if self._left < 0:
-            raise FrameTooLarge(
-                f"the Parquet file has more than {_MOST_FIELDS} fields in its footer; write less columns"
-            )
+            raise FrameTooLarge(f"the Parquet file has more than {self._most} fields in its footer; write less columns")
         if position >= self._end:
             raise IndexError
         match kind:

@@ -33,6 +33,12 @@ def wide(signature: Signature) -> TensorSpec | None:
     return signature.main if signature.main is not None and signature.main.shape else None
 
 
+def columns(signature: Signature) -> int:
+    """How many columns a table has at the most, negative where that is open."""
+    spec = wide(signature)
+    return len(signature.inputs) if spec is None else math.prod(spec.shape)
+
+
 def places(names: Sequence[str] | None, count: int, signature: Signature, others: bool = False) -> dict[str, list[int]]:
     """The columns of each input: of a table with these names, or without names so many.
 
@@ -118,9 +124,8 @@ def has_header(body: bytes, signature: Signature) -> bool:
 
 def _check_separators(body: bytes, signature: Signature, max_rows: int, max_bytes: int) -> None:
     """Raise where there are more cells than could be taken, before there is an object for each."""
-    spec = wide(signature)
-    columns = len(signature.inputs) if spec is None else math.prod(spec.shape)
-    most = max_bytes // _CELL_BYTES if columns < 0 else (columns + 1) * (max_rows + 1)
+    wanted = columns(signature)
+    most = max_bytes // _CELL_BYTES if wanted < 0 else (wanted + 1) * (max_rows + 1)
     cells = _separators(body)
     if cells > most and b'"' in body:
         # only what stands after an even number of quotes

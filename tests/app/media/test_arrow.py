@@ -226,6 +226,14 @@ def test_a_footer_that_is_nested_without_end_is_refused(part):
         decode("parquet", body, X)
 
 
+def test_many_more_columns_than_a_model_takes_are_refused_before_they_are_read():
+    body = parquet_file(pa.table({f"x{index}": [1.0] for index in range(999)}))
+    with pytest.raises(FrameTooLarge, match="more than 18496 fields in its footer; write less columns"):
+        decode("parquet", body, X)
+    with pytest.raises(SignatureMismatch, match="'x' is missing"):
+        arrow.parquet(body, X, ROWS, LIMIT, others=True)
+
+
 POOLS = []
 
 
