@@ -11,6 +11,7 @@ Raises:   DecodeError, FrameTooLarge, SignatureMismatch, UnsupportedMedia.
 
 import io
 import math
+import re
 import struct
 import warnings
 import zlib
@@ -74,13 +75,14 @@ def _parts(
     if not body.lstrip(b"\r\n").startswith(b"--" + limit):
         raise DecodeError("the form does not begin with its boundary")
     most = max_rows * len(signature.inputs)
+    _check_heads(body, limit, most)
     parser = MultiPartParser(stream_factory=_file, max_form_memory_size=_MOST_TEXT_BYTES, max_form_parts=most)
     try:
         fields, files = parser.parse(io.BytesIO(body), limit, len(body))
     except RequestEntityTooLarge:
         raise FrameTooLarge(
-            f"the form has more than {most} fields (max_request_rows in uwsgi.ini, for each input), or a text or a head"
-            f" of more than {_MOST_TEXT_BYTES} bytes"
+            f"the form has more than {most} fields (max_request_rows in uwsgi.ini, for each input), or a text of more"
+            f" than {_MOST_TEXT_BYTES} bytes"
         ) from None
     except (ValueError, KeyError, LookupError) as error:
         raise DecodeError(f"the form cannot be read: {str(error)[:200]}") from None
@@ -92,6 +94,30 @@ def _parts(
     )
 
 
+def _check_heads(body: bytes, boundary: bytes, most: int) -> None:
+    """Raise where there are more parts than that, or long heads of them, each byte of which costs a microsecond."""
+    size = number = 0
+    delimiter, start = b"--" + boundary, 0
+    while (found := body.find(delimiter, start)) >= 0:
+        start = found + len(delimiter)
+        if body[max(0, found - 1) : found] not in (b"", b"\r", b"\n"):
+            continue
+        if body.startswith(b"--", start):
+            # what is behind the last one is not read
+            return
+        number += 1
+        end = _BLANK_LINE.search(body, start, start + _LONG_HEAD_BYTES)
+        size += end.start() - start if end else 0
+        if not end or number > most or size > _LONG_HEAD_BYTES + _HEAD_BYTES * number:
+            raise FrameTooLarge(
+                f"the form has more than {most} fields (max_request_rows in uwsgi.ini, for each input), or heads of"
+                f" more than {_HEAD_BYTES} bytes"
+            )
+
+
+_BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+# of a head, and of all heads on average
+_LONG_HEAD_BYTES, _HEAD_BYTES = 4096, 256
 # RFC 2046
 _MOST_BOUNDARY_BYTES = 70
 # more than the parser reads at a time

@@ -325,9 +325,25 @@ def test_a_form_begins_with_its_boundary_and_has_no_long_heads_and_texts():
     with pytest.raises(DecodeError, match="the form does not begin with its boundary"):
         images.form(b"before\r\n--b--\r\n", MIXED, 4, LIMIT, "b")
     head = b"--b\r\nContent-Disposition: form-data; name=scale\r\n"
-    for long in (b"a: b\r\n" * (LIMIT // 6), b"\r\n" + b"1" * LIMIT):
-        with pytest.raises(FrameTooLarge, match="or a text or a head of more than 131072 bytes"):
+    for long, told in (
+        (b"a: b\r\n" * (LIMIT // 6), "heads of more than 256 bytes"),
+        (b";" * 4096, "heads of more than 256 bytes"),
+        (b"\r\n" + b"1" * LIMIT, "or a text of more than 131072 bytes"),
+    ):
+        with pytest.raises(FrameTooLarge, match=told):
             images.form(head + long + b"\r\n\r\n1\r\n--b--\r\n", MIXED, 4, LIMIT, "b")
+    longer = head + b"a: b\r\n" * 99 + b"\r\n[1, 2]\r\n"
+    with pytest.raises(SignatureMismatch, match="'image', 'name' is missing"):
+        images.form(longer * 4 + b"--b--\r\n", MIXED, 4, LIMIT, "b")
+    with pytest.raises(FrameTooLarge, match="heads of more than 256 bytes"):
+        images.form(longer * 40 + b"--b--\r\n", MIXED, 40, LIMIT, "b")
+
+
+@pytest.mark.parametrize("part", [b"\r\n--b\r\n\r\n", b"\r\n--b", b"\n--bx", b"\r--b\r\r"])
+def test_more_parts_than_there_may_be_are_refused_before_they_are_read(part, monkeypatch):
+    monkeypatch.setattr(images, "MultiPartParser", None)
+    with pytest.raises(FrameTooLarge, match="more than 12 fields"):
+        images.form(b"--b\r\na: b\r\n\r\n" + part * 100_000 + b"\r\n--b--", MIXED, 4, LIMIT, "b")
 
 
 @settings(deadline=None)
