@@ -11,6 +11,8 @@ from typing import Any
 
 from serving.errors import FrameTooLarge, SignatureMismatch, UnsupportedMedia
 
+# of a text in Python, beside its letters
+TEXT_BYTES = 32
 # numpy's own limit is 2**63 bytes, of batches and of copies in another dtype too
 _MOST_ELEMENTS = 1 << 40
 
@@ -30,7 +32,7 @@ def check_shape(shape: Sequence[int], what: str) -> None:
         raise SignatureMismatch(f"{what} has shape {list(shape)}, which is more than any tensor has")
 
 
-def check_bytes(size: int, most: int, what: str = "what the body holds") -> None:
+def check_bytes(size: int, most: float, what: str = "what the body holds") -> None:
     """Raise where more would be unpacked than a body may have."""
     if size > most:
         raise FrameTooLarge(

@@ -66,12 +66,12 @@ def decode(call: Call, content_type: str) -> tuple[Tensors, forms.Encode, str]:
         case "msgpack":
             return messages.decode(body, signature, rows, call.card.signatures)
         case "npy":
-            inputs = arrays.npy(body, signature, rows)
+            inputs = arrays.npy(body, signature, rows, size)
         case "npz":
             inputs = arrays.npz(body, signature, rows, size)
         case "raw":
             shape, dtype = (call.environ.get(f"HTTP_X_TENSOR_{what}") for what in ("SHAPE", "DTYPE"))
-            inputs = arrays.raw(body, signature, rows, shape, dtype)
+            inputs = arrays.raw(body, signature, rows, shape, dtype, size)
         case "csv":
             # RFC 4180
             header = {"present": True, "absent": False}.get(options.get("header", ""))

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from app.limits import check_bytes, check_rows, check_shape
+from app.limits import TEXT_BYTES, check_bytes, check_rows, check_shape
 from serving.errors import DecodeError, SignatureMismatch
-from serving.signature import NUMBERS, Signature, TensorSpec
+from serving.signature import NUMBERS, STRING, Signature, TensorSpec
 from serving.task import Tensor, Tensors
 
 _MAGIC = b"\x93NUMPY"
@@ -54,10 +54,10 @@ def _main(signature: Signature, what: str) -> TensorSpec:
     return signature.main
 
 
-def npy(body: bytes, signature: Signature, max_rows: int) -> Tensors:
+def npy(body: bytes, signature: Signature, max_rows: int, max_bytes: float = math.inf) -> Tensors:
     """The only input, from NumPy's file of one array."""
     spec = _main(signature, "an npy file")
-    return signature.completed({spec.name: spec.cast(_array(body, max_rows))})
+    return signature.completed({spec.name: _cast(spec, _array(body, max_rows), max_bytes)})
 
 
 def npz(body: bytes, signature: Signature, max_rows: int, max_bytes: int) -> Tensors:
@@ -88,12 +88,17 @@ def npz(body: bytes, signature: Signature, max_rows: int, max_bytes: int) -> Ten
                 file = stream.read(member.file_size)
         except _UNREADABLE as error:
             raise DecodeError(f"array {name!r} cannot be unpacked: {error}") from None
-        found[name] = specs[name].cast(_array(file, max_rows))
+        found[name] = _cast(specs[name], _array(file, max_rows), max_bytes)
     return signature.completed(found)
 
 
 def raw(
-    body: bytes, signature: Signature, max_rows: int, shape: str | None = None, dtype: str | None = None
+    body: bytes,
+    signature: Signature,
+    max_rows: int,
+    shape: str | None = None,
+    dtype: str | None = None,
+    max_bytes: float = math.inf,
 ) -> Tensors:
     """The only input, from its bytes row by row, little-endian; shape and dtype as in the headers.
 
@@ -122,7 +127,14 @@ def raw(
             )
     check_rows(sizes[0], max_rows)
     tensor = numbers(memoryview(body), little, sizes, f"input {spec.name!r}")
-    return signature.completed({spec.name: spec.cast(tensor)})
+    return signature.completed({spec.name: _cast(spec, tensor, max_bytes)})
+
+
+def _cast(spec: TensorSpec, tensor: Tensor, max_bytes: float) -> Tensor:
+    """As spec.cast, where what is a byte before is not much more than one afterwards."""
+    width = TEXT_BYTES if spec.dtype == STRING else spec.numpy.itemsize
+    check_bytes(tensor.size * width, max_bytes, f"input {spec.name!r}")
+    return spec.cast(tensor)
 
 
 def _told(spec: TensorSpec) -> str:

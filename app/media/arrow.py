@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from app.limits import check_bytes, check_rows, need
+from app.limits import TEXT_BYTES, check_bytes, check_rows, need
 from app.media import parquet as footer
 from app.media import tables
 from serving.errors import DecodeError, FrameTooLarge, SignatureMismatch
@@ -25,8 +25,6 @@ _MOST_COLUMNS = 1 << 14
 # beside errors of its own, what pyarrow raises on noise
 _UNREADABLE = (OSError, EOFError, StopIteration, ValueError, LookupError, TypeError, ArithmeticError)
 _RECORD_BATCH = 3
-# of a text in Python, beside its letters
-_TEXT_BYTES = 32
 
 
 def stream(body: bytes, signature: Signature, max_rows: int, max_bytes: int) -> Tensors:
@@ -190,7 +188,7 @@ def _width(kind: Any) -> int:
     types = need("pyarrow.types")
     if types.is_dictionary(kind):
         return _width(kind.value_type)
-    return _TEXT_BYTES if _is_text(types, kind) else max(8, kind.bit_width) // 8
+    return TEXT_BYTES if _is_text(types, kind) else max(8, kind.bit_width) // 8
 
 
 def _flat(name: str, found: Any, max_bytes: int) -> Tensor:

@@ -210,6 +210,21 @@ def test_the_same_outputs_are_the_same_archive_at_any_time():
     assert (own.filename, own.date_time, own.external_attr) == (other.filename, other.date_time, other.external_attr)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "kind", "width"), [("string[-1]", "S2", 32), ("float64[-1]", "i1", 8)], ids=["texts", "numbers"]
+)
+def test_what_is_small_in_a_file_and_large_in_a_tensor_is_not_unpacked(dtype, kind, width):
+    array, taken = np.ones((1, LIMIT // 4), kind), signature({"x": dtype}, {"y": "float32"})
+    told = f"input 'x' would be {array.size * width} bytes unpacked"
+    with pytest.raises(FrameTooLarge, match=told):
+        arrays.npy(npy(array), taken, 4, LIMIT)
+    with pytest.raises(FrameTooLarge, match=told):
+        arrays.npz(npz(x=array), taken, 4, LIMIT)
+    if kind == "i1":
+        with pytest.raises(FrameTooLarge, match=told):
+            arrays.raw(array.tobytes(), taken, 4, f"1,{array.size}", "int8", LIMIT)
+
+
 def test_an_npy_is_for_one_input_alone():
     with pytest.raises(SignatureMismatch, match="an npy file is one tensor, and the model takes x"):
         arrays.npy(npy(np.zeros((1, 2))), TWO, 4)
