@@ -56,35 +56,33 @@ def _entries(features: dict[str, Any]) -> bytes:
 def _feature(name: str, value: Any) -> bytes:
     """A list of bytes (1), of floats (2) or of integers (3), by the kind of its values."""
     items = value if isinstance(value, list) else [value]
-    kinds = {_kind(item) for item in items}
+    kinds = set(map(type, items))
     if not items:
         return b""
-    if len(kinds) > 1 or None in kinds:
-        raise DecodeError(f"the feature {name[:64]!r} has values of several kinds, or others than strings and numbers")
-    match kinds.pop():
-        case "string":
-            return _field(1, b"".join(_field(1, _bytes(name, item)) for item in items))
-        case "float":
-            with np.errstate(over="ignore"):
-                found = np.array(items, "<f4")
-            if (np.isinf(found) & np.isfinite(items)).any():
-                raise DecodeError(f"the feature {name[:64]!r} has a number that no float32 can hold")
-            return _field(2, _field(1, found.tobytes()))
-        case _:
-            if min(items) < _LEAST or max(items) > _MOST:
-                raise DecodeError(f"the feature {name[:64]!r} has an integer of more than 64 bits")
-            return _field(3, _field(1, b"".join(_varint(item % 2**64) for item in items)))
+    if kinds <= {str, dict}:
+        return _field(1, b"".join(_field(1, _bytes(name, item)) for item in items))
+    if kinds == {float}:
+        with np.errstate(over="ignore"):
+            found = np.array(items, "<f4")
+        if (np.isinf(found) & np.isfinite(items)).any():
+            raise DecodeError(f"the feature {name[:64]!r} has a number that no float32 can hold")
+        return _field(2, _field(1, found.tobytes()))
+    if kinds != {int}:
+        raise _mixed(name)
+    if min(items) < _LEAST or max(items) > _MOST:
+        raise DecodeError(f"the feature {name[:64]!r} has an integer of more than 64 bits")
+    return _field(3, _field(1, b"".join(_varint(item % 2**64) for item in items)))
 
 
-def _kind(item: Any) -> str | None:
-    if isinstance(item, str) or (isinstance(item, dict) and list(item) == ["b64"]):
-        return "string"
-    return {int: "integer", float: "float"}.get(type(item))
+def _mixed(name: str) -> DecodeError:
+    return DecodeError(f"the feature {name[:64]!r} has values of several kinds, or others than strings and numbers")
 
 
 def _bytes(name: str, item: Any) -> bytes:
     if isinstance(item, str):
         return _utf8(item)
+    if list(item) != ["b64"]:
+        raise _mixed(name)
     try:
         return base64.b64decode(item["b64"], validate=True)
     except (binascii.Error, TypeError, ValueError):

@@ -198,6 +198,8 @@ def test_a_model_that_gives_something_else_than_classes_failed():
         ({"examples": [{}], "context": 1}, "'context' is not an object"),
         ({"examples": [{"a": 1}], "context": {"a": 2}}, "both have the feature 'a'"),
         ({"examples": [{"a": [1, 0.5]}]}, "values of several kinds"),
+        ({"examples": [{"a": ["x", 1]}]}, "values of several kinds"),
+        ({"examples": [{"a": ["x", {"b": "eA=="}]}]}, "values of several kinds"),
         ({"examples": [{"a": True}]}, "or others than strings and numbers"),
         ({"examples": [{"a": [[1]]}]}, "or others than strings and numbers"),
         ({"examples": [{"a": 2**63}]}, "more than 64 bits"),
