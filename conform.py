@@ -41,18 +41,21 @@ _NO_TABLE = "an input is more than one cell of a table"
 _WITHOUT = {
     "VERSION": "the server tells no version",
     "OUTPUT": "the server tells no outputs",
-    "CSV": "the inputs are not cells of one line",
+    "CSV": "the inputs are not the cells of one line",
     "CSV_NAMED": _NO_TABLE,
     "NAMES": _NO_TABLE,
     "CELLS": _NO_TABLE,
     "RECORDS": _NO_TABLE,
-    "RAW": "a raw request is for one input",
+    "RAW": "a raw request is for one input, with one size that may be any at the most",
+    "NO_RAW": "an input of any size may have no bytes",
+    "MORE_RAW": "an input of any size may have more bytes",
     "NPY": "the inputs are not one array",
     "PARQUET": "an input is more than one cell of a table, or pyarrow is not installed",
 }
 _NO_MODEL = "it tells no model's name; give --model NAME"
 _NO_SAMPLE = "it tells no inputs; give --sample FILE with one instance, {input: value}"
 _NOTHING_THERE = "there is nothing at its paths"
+_NOTHING_TOLD = "there is nothing at its paths, or no model's name is told: check the URL, or give --model NAME"
 
 
 class ConformError(Exception):
@@ -146,7 +149,7 @@ def ask(url: str, dialects: Sequence[str], model: str | None, sample: Path | Non
     report = Report(shown, server.name, known.get("MODEL"), found)
     if not any(case.result != SKIP for spoken in found for case in spoken.cases):
         reasons = {spoken.reason for spoken in found}
-        why = next((one for one in (_NO_SAMPLE, _NO_MODEL) if one in reasons), _NOTHING_THERE)
+        why = _NO_SAMPLE if _NO_SAMPLE in reasons else _NOTHING_TOLD if _NO_MODEL in reasons else _NOTHING_THERE
         raise ConformError(f"nothing could be asked: {why}")
     return report
 
@@ -156,7 +159,8 @@ def _of_dialect(server: "Server", dialect: cases.Dialect, known: Mapping[str, An
     reason = (_NO_MODEL if "MODEL" in missing else _NO_SAMPLE) if missing else ""
     if reason and wanted:
         raise ConformError(f"{dialect.name} cannot be asked: {reason}")
-    if not reason and not wanted and server.status(dialect.probe.request(known)) in _ABSENT:
+    asked = not wanted and dialect.probe.places <= known.keys()
+    if asked and server.status(dialect.probe.request(known)) in _ABSENT:
         reason = _NOTHING_THERE
     return Spoken(dialect.name, reason, [] if reason else [_of_case(server, case, known) for case in dialect.cases])
 
@@ -187,6 +191,9 @@ class Server:
     """The one that is asked."""
 
     def __init__(self, url: str, timeout: float) -> None:
+        if not url.startswith(("http://", "https://")):
+            host = re.sub(".*(://|@)", "", url)
+            raise ConformError(f"{host} does not say how to ask it: write http://{host}")
         self.url = url.rstrip("/")
         self._timeout = timeout
         self._session = requests.Session()
@@ -237,15 +244,16 @@ class Server:
         if model:
             found["MODEL"] = model
             told = self._of_open_inference(model) or self._of_tensorflow(model)
+            if told is None and (own := self._model()) not in (None, model):
+                raise ConformError(f"the server tells nothing of a model {model!r}; it has {own!r}")
             if told is not None:
                 inputs, outputs, version = told
                 found |= {"VERSION": version} if version else {}
                 found |= {"OUTPUT": outputs[0]} if outputs else {}
         if sample is not None:
-            datatypes = {one.name: one.datatype for one in inputs}
+            told_of = {one.name: one for one in inputs}
             try:
-                inputs = [Input.of(name, value, datatypes.get(name)) for name, value in sample.items()]
-                return found | filled(inputs)
+                return found | filled([Input.of(name, value, told_of.get(name)) for name, value in sample.items()])
             except (ValueError, TypeError, OverflowError) as error:
                 raise ConformError(f"the sample is not what the model takes: {_words(error)}") from error
         return found | (filled(inputs) if inputs else {})
@@ -262,7 +270,7 @@ class Server:
     def _of_open_inference(self, model: str) -> About | None:
         with suppress(requests.RequestException, KeyError, TypeError, ValueError):
             told = _json(self._get(f"/v2/models/{quote(model, '')}"))
-            inputs = [Input(one["name"], one["datatype"], _sizes(one["shape"])) for one in told["inputs"]]
+            inputs = [_input(one["name"], one["datatype"], one["shape"]) for one in told["inputs"]]
             if any(one.datatype not in DATATYPES for one in inputs):
                 return None
             versions = [str(version) for version in told.get("versions", ())]
@@ -275,9 +283,7 @@ class Server:
             signatures = told["metadata"]["signature_def"]["signature_def"]
             signature = signatures.get("serving_default") or next(iter(signatures.values()))
             inputs = [
-                Input(
-                    name, _OF_TENSORFLOW[one["dtype"]], _sizes([int(dim["size"]) for dim in one["tensor_shape"]["dim"]])
-                )
+                _input(name, _OF_TENSORFLOW[one["dtype"]], [int(dim["size"]) for dim in one["tensor_shape"]["dim"]])
                 for name, one in signature["inputs"].items()
             ]
             return inputs, list(signature["outputs"]), told["model_spec"].get("version")
@@ -287,9 +293,10 @@ class Server:
         return self.send(Request("GET", path, {}, b""))
 
 
-def _sizes(shape: list[int]) -> tuple[int, ...]:
-    """Those of one row: without the first axis, and one where any will do."""
-    return tuple(max(1, size) for size in shape[1:])
+def _input(name: str, datatype: str, sizes: list[int]) -> Input:
+    """One that a server tells of; the first axis is the rows, and a size that may be any is one."""
+    sizes = sizes[1:]
+    return Input(name, datatype, tuple(max(1, size) for size in sizes), open=sum(size < 0 for size in sizes))
 
 
 def _read(file: Path) -> dict[str, Any]:

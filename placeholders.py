@@ -32,12 +32,15 @@ class Input:
     datatype: str
     shape: tuple[int, ...]
     sample: Any = None
+    # how many of its sizes may be any
+    open: int = 0
 
     @classmethod
-    def of(cls, name: str, value: Any, datatype: str | None) -> "Input":
-        """One of a sample."""
+    def of(cls, name: str, value: Any, told: "Input | None" = None) -> "Input":
+        """One of a sample, and of what a server tells of it."""
         found = np.array(value)
-        return cls(name, datatype or _OF_NUMPY.get(found.dtype.kind, "BYTES"), found.shape, value)
+        datatype = told.datatype if told else _OF_NUMPY.get(found.dtype.kind, "BYTES")
+        return cls(name, datatype, found.shape, value, told.open if told else 0)
 
     @property
     def value(self) -> Any:
@@ -91,10 +94,14 @@ def filled(inputs: list[Input]) -> dict[str, Any]:
         names, cells = list(instance), list(instance.values())
         found |= {"NAMES": names, "CELLS": [cells, cells], "RECORDS": [instance, instance]}
         found |= {"CSV": _csv([cells, cells]), "CSV_NAMED": _csv([names, cells, cells])}
-    elif len(inputs) == 1:
+    elif len(inputs) == 1 and inputs[0].open < 2:
         found["CSV"] = _csv([inputs[0].flat] * 2)
-    if len(inputs) == 1:
+    if len(inputs) == 1 and inputs[0].open < 2:
         found["RAW"] = raw[0]
+        if not inputs[0].open:
+            found["NO_RAW"] = b""
+        if not inputs[0].open or np.dtype(DATATYPES[inputs[0].datatype]).itemsize > 1:
+            found["MORE_RAW"] = raw[0] + b"x"
     if len(inputs) == 1 and inputs[0].datatype not in ("BYTES", "BF16"):
         array = io.BytesIO()
         np.save(array, np.array([row, row], DATATYPES[inputs[0].datatype]))

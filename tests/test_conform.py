@@ -113,12 +113,26 @@ def test_rows_are_filled_in_by_one_input_or_by_names():
     ],
 )
 def test_the_datatype_of_a_sample_is_that_of_its_values_unless_it_is_known(sample, datatype, told):
-    found = Input.of("x", sample, datatype)
+    found = Input.of("x", sample, datatype and Input("x", datatype, ()))
     assert (found.datatype, found.shape, found.value) == (*told, sample)
 
 
+@pytest.mark.parametrize(
+    ("datatype", "open", "unknown"),
+    [
+        ("FP32", 0, set()),
+        ("FP32", 1, {"NO_RAW"}),
+        ("UINT8", 1, {"NO_RAW", "MORE_RAW"}),
+        ("FP32", 2, {"NO_RAW", "MORE_RAW", "RAW", "CSV"}),
+    ],
+)
+def test_bytes_and_cells_cannot_tell_sizes_that_may_be_any(datatype, open, unknown):
+    known = filled([Input("x", datatype, (1, 3), open=open)])
+    assert {"RAW", "NO_RAW", "MORE_RAW", "CSV"} - known.keys() == unknown <= _WITHOUT.keys()
+
+
 def test_half_of_a_float_is_what_bf16_has():
-    assert Input.of("x", [1.0, -2.0], "BF16").raw == struct.pack("<ff", 1, -2)[2:4] + struct.pack("<f", -2)[2:]
+    assert Input("x", "BF16", (2,), [1.0, -2.0]).raw == struct.pack("<ff", 1, -2)[2:4] + struct.pack("<f", -2)[2:]
 
 
 def test_what_is_sent_is_made_of_a_case():

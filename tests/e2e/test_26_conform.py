@@ -16,10 +16,21 @@ from mlflow.types import ColSpec, Schema
 
 from cases import DIALECTS, read
 
-from .conftest import PATIENCE_S, free_port, wait_until
+from .conftest import PATIENCE_S, free_port, wait_until, write_model
 from .test_17_commands import muleteer
 
 SPOKEN = [name for name in DIALECTS if name == "predict" or find_spec(f"app.dialects.{name}")]
+ROWS = """
+class Model:
+    inputs = {"x": "%s"}
+    outputs = {"y": "float32"}
+
+    def __init__(self, path):
+        pass
+
+    def predict(self, inputs):
+        return {"y": [0.5] * len(inputs["x"])}
+"""
 PRODUCT = """
 import mlflow.models
 import mlflow.pyfunc
@@ -118,6 +129,20 @@ def test_mlflows_own_server_passes_mlflows_cases(scoring, tmp_path):
     assert "mlflow cannot be asked: it tells no inputs" in err and "--sample FILE" in err
 
 
+@pytest.mark.parametrize("spec", ["float32[-1]", "uint8[-1, 3]", "uint8[-1, -1, 3]", "string[-1]"])
+def test_a_model_whose_sizes_may_be_any_fails_nothing(start, tmp_path, spec):
+    server = start(MODEL=write_model(tmp_path / "rows", ROWS % spec), MULES=1, WORKERS=2, THREADS=2).wait_ready()
+    found, status = conform(server.url)
+    assert (results(found, "FAIL"), status) == ({}, 0)
+    for url, arguments, told in (
+        (f"{server.url}/predict", (), "there is nothing at its paths"),
+        (f"{server.url}/predict", ("--model", "rows"), "there is nothing at its paths"),
+        (server.url, ("--model", "my%20model"), "the server tells nothing of a model 'my%20model'; it has 'rows'"),
+    ):
+        out, err, status = muleteer("conform", url, *arguments)
+        assert (out, status) == ("", 2) and told in err and err.count("\n") == 1
+
+
 class Yes(BaseHTTPRequestHandler):
     """Answers 200 {} to everything."""
 
@@ -171,8 +196,8 @@ def test_what_cannot_be_asked_is_told_in_one_sentence(yes, tmp_path):
     (tmp_path / "ragged.json").write_text('{"x": [[1], [1, 2]]}')
     for arguments, told in (
         ((f"http://127.0.0.1:{free_port()}",), "does not answer: Connection refused"),
-        (("127.0.0.1:8080/",), "does not answer: "),
-        (("nowhere",), "does not answer: Invalid URL"),
+        (("127.0.0.1:8080/",), "127.0.0.1:8080/ does not say how to ask it: write http://127.0.0.1:8080/"),
+        (("me:secret@nowhere",), "nowhere does not say how to ask it: write http://nowhere"),
         ((yes,), "it tells no inputs; give --sample FILE"),
         ((yes, "--dialect", "torchserve"), "torchserve cannot be asked: it tells no model's name; give --model NAME"),
         ((yes, "--model", "m"), "it tells no inputs; give --sample FILE"),
