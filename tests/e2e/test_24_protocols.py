@@ -1,12 +1,16 @@
 """Clients of other servers, as they are: the same answer to the same row in each protocol, and errors in its form."""
 
+import io
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import numpy as np
+import ormsgpack
+import pyarrow.parquet
 import pytest
+from PIL import Image
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
@@ -77,6 +81,117 @@ def test_all_dialects_answer_the_same_row_with_the_same_numbers(digits, client):
             np.testing.assert_array_equal(
                 found.as_numpy("probabilities"), np.array([expected["probabilities"]], np.float32)
             )
+
+
+def image_file(form):
+    """The sample as an image: its pixels are small integers."""
+    file = io.BytesIO()
+    Image.fromarray(IMAGE[0].astype(np.uint8)).save(file, form, lossless=True)
+    return file.getvalue()
+
+
+def npy(tensor):
+    file = io.BytesIO()
+    np.save(file, tensor)
+    return file.getvalue()
+
+
+def npz(**tensors):
+    file = io.BytesIO()
+    np.savez(file, **tensors)
+    return file.getvalue()
+
+
+TABLE = pyarrow.table({f"pixel{place}": [float(value)] for place, value in enumerate(IMAGE.ravel())})
+
+
+def arrow():
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, TABLE.schema) as stream:
+        stream.write_table(TABLE)
+    return sink.getvalue().to_pybytes()
+
+
+def parquet():
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(TABLE, sink)
+    return sink.getvalue().to_pybytes()
+
+
+RAW = {"X-Tensor-Shape": "1,8,8", "X-Tensor-Dtype": "float32"}
+BODIES = {
+    "application/x-npy": npy(IMAGE),
+    "application/x-npz": npz(image=IMAGE),
+    "application/octet-stream": IMAGE.tobytes(),
+    "text/csv": ",".join(str(value) for value in IMAGE.ravel()).encode(),
+    "application/vnd.apache.arrow.stream": arrow(),
+    "application/vnd.apache.parquet": parquet(),
+    "application/vnd.msgpack": ormsgpack.packb({"instances": [SAMPLE["image"]]}),
+    "image/png": image_file("PNG"),
+    "image/webp": image_file("WEBP"),
+}
+
+
+@pytest.mark.parametrize("media_type", BODIES)
+def test_the_same_row_in_any_media_type_has_the_same_numbers(digits, media_type):
+    expected = digits.predict(SAMPLE).json
+    headers = {"Content-Type": media_type, **RAW}
+    for path in ("/predict", "/invocations", "/predictions/digits"):
+        answer = digits.request("POST", path, BODIES[media_type], headers)
+        assert answer.status == 200, answer.body
+        rows = (
+            answer.json["predictions"]
+            if isinstance(answer.json, dict) and "predictions" in answer.json
+            else answer.json
+        )
+        assert (rows if isinstance(rows, list) else [rows]) == [expected]
+
+
+def test_the_same_row_in_other_forms_has_the_same_numbers(digits):
+    expected, image = digits.predict(SAMPLE).json, SAMPLE["image"]
+    columns = {name: [value] for name, value in expected.items()}
+    assert post(digits, "/predict", {"instances": [image]}).json == {"predictions": [expected]}
+    assert post(digits, "/predict", {"inputs": {"image": [image]}}).json == {"outputs": columns}
+    # MLflow's envelopes, then SageMaker's bodies
+    for envelope in ({"instances": [image]}, {"inputs": {"image": [image]}}, {"dataframe_records": [SAMPLE]}):
+        assert post(digits, "/invocations", envelope).json == {"predictions": [expected]}
+    split = {"columns": ["image"], "data": [[image]]}
+    assert post(digits, "/invocations", {"dataframe_split": split}).json == {"predictions": [expected]}
+    assert post(digits, "/invocations", [image]).json == [expected]
+    assert post(digits, "/invocations", image).json == post(digits, "/invocations", SAMPLE).json == expected
+    for path in ("/predictions/digits", "/predictions/digits/1.0"):
+        assert post(digits, path, image).json == post(digits, path, SAMPLE).json == expected
+        assert post(digits, path, {"instances": [image]}).json == {"predictions": [expected]}
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    sent = urlencode({"data": json.dumps(image)}).encode()
+    assert digits.request("POST", "/predictions/digits", sent, form).json == expected
+
+
+@pytest.mark.parametrize("path", ["/predict", "/invocations"])
+def test_an_answer_in_another_media_type_has_the_same_numbers(digits, path):
+    expected = digits.predict(SAMPLE).json
+    wanted = {name: np.array([value], np.int64 if name == "digit" else np.float32) for name, value in expected.items()}
+
+    def answered(media_type):
+        answer = digits.request("POST", path, json.dumps(SAMPLE).encode(), {"Accept": media_type})
+        assert (answer.status, answer.headers["content-type"].partition(";")[0]) == (200, media_type)
+        return answer.body
+
+    with np.load(io.BytesIO(answered("application/x-npz"))) as found:
+        for name, tensor in wanted.items():
+            np.testing.assert_array_equal(found[name], tensor)
+    tables = (
+        pyarrow.ipc.open_stream(answered("application/vnd.apache.arrow.stream")).read_all(),
+        pyarrow.parquet.read_table(io.BytesIO(answered("application/vnd.apache.parquet"))),
+    )
+    for table in tables:
+        assert table.to_pylist() == [{name: tensor.tolist()[0] for name, tensor in wanted.items()}]
+    told = ormsgpack.unpackb(answered("application/vnd.msgpack"))
+    assert told.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        np.testing.assert_array_equal(np.array([told[name]], tensor.dtype), tensor)
+    cells = answered("text/csv").decode().splitlines()[-1].split(",")
+    assert [float(cell) for cell in cells] == [value for item in expected.values() for value in np.ravel(item).tolist()]
 
 
 def test_a_client_with_its_default_settings_finds_its_way(client):
