@@ -266,7 +266,7 @@ def test_the_words_of_a_path_may_be_in_any_case(digits):
         assert digits.request("GET", path).status == 200
     # names are what they are
     check_form(post(digits, "/v1/models/Digits:predict", sample), 404, "Digits")
-    check_form(digits.request("GET", "/V1/none"), 404, "")
+    check_form(digits.request("GET", "/V1/none"), 400, "Malformed request: GET /v1/none")
 
 
 @pytest.mark.parametrize("name", ["my model@1+é", "a:b?c#d%41%"])
