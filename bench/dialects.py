@@ -64,6 +64,8 @@ class Way:
         x = x[:, : size // CHANNELS * CHANNELS]
         body = self.body(x)
         headers = {**self.headers}
+        if "X-Tensor-Shape" in headers:
+            headers["X-Tensor-Shape"] = f"1,{x.size}"
         if headers.get("Inference-Header-Content-Length") == "":
             headers["Inference-Header-Content-Length"] = str(body.index(b"\n") + 1)
         y = x.reshape(1, -1, CHANNELS).mean(axis=1)[0]
@@ -103,7 +105,7 @@ WAYS = {
     ),
     "predict raw tensor": Way(
         _PREDICT,
-        {"Content-Type": "application/octet-stream", "X-Tensor-Dtype": "float32"},
+        {"Content-Type": "application/octet-stream", "X-Tensor-Dtype": "float32", "X-Tensor-Shape": ""},
         lambda x: x.tobytes(),
     ),
     "TensorFlow Serving": Way(_V1, _APPLICATION_JSON, lambda x: _json({"instances": x})),
