@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import doctor
 import reload
 import trial
 from catalog import Catalog
@@ -66,6 +67,12 @@ when it could be served, 1 when it could not.
 """
 PREDICT = """\
 Loads the model, answers the body in FILE as POST /predict would, and ends.  Exits with 1 when there is no answer.
+"""
+DOCTOR = """\
+Looks at this machine, at uwsgi.ini and at the model, which it loads as a mule would, and says what is wrong and what to
+do: programs, limits of the kernel, sockets that others can reach, memory and cores (the container's, in one), and what
+processes would have of each other after a fork.  Nothing is changed.  Exits with 0 when nothing is wrong, though there
+may be warnings, 1 otherwise.
 """
 CONFORM = """\
 Asks any server, ours or another, what the documents of its protocols say that it answers, and prints a line for each
@@ -141,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     fetch = add("fetch", _fetch, "bring a version to this machine", FETCH, looks)
     verify = add("verify", _verify, "load a version and try it", VERIFY, looks)
+    checks = add("doctor", _doctor, "say what is wrong with this machine, uwsgi.ini or the model", DOCTOR)
     predict = add("predict", _predict, "answer one request without a server", PREDICT)
     predict.add_argument("file", metavar="FILE", help="a body as for POST /predict; - for standard input")
     conform = add("conform", _conform, "ask a server whether it speaks its protocols", CONFORM)
@@ -152,13 +160,13 @@ def _parser() -> argparse.ArgumentParser:
     conform.add_argument("--timeout", type=float, default=10, metavar="SECONDS", help="for each answer (10)")
     form = conform.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print tables, with what says so")
-    for command in (serve, again, status):
+    for command in (serve, again, status, checks):
         command.add_argument("--port", help="the server's port (PORT)")
-    for command in (listing, fetch, verify, predict):
+    for command in (listing, fetch, verify, predict, checks):
         command.add_argument("--model", help="folder or URL of the model (MODEL, or model in uwsgi.ini)")
     for command in (fetch, verify, predict):
         command.add_argument("--version", type=int, help="which version (the highest)")
-    for command in (status, listing, fetch, verify, form):
+    for command in (status, listing, fetch, verify, checks, form):
         command.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -218,6 +226,19 @@ def _status(asked: argparse.Namespace, environ: dict[str, str]) -> int:
     if policy := reload.pinned(run_dir):
         print(f"pinned by `reload --version {policy}`; `reload --unpin` ends that")
     return int(status != "ready")
+
+
+def _doctor(asked: argparse.Namespace, environ: dict[str, str]) -> int:
+    ini, run_dir = ini_of(environ), run_dir_of(environ)
+    go_home(environ)
+    found = []
+    for finding in doctor.examine(ini, run_dir, environ):
+        found.append(finding)
+        if not asked.json:
+            print(finding.line(), flush=True)
+    if asked.json:
+        print(json.dumps({"findings": [finding._asdict() for finding in found]}))
+    return int(any(finding.level is doctor.Level.WRONG for finding in found))
 
 
 # ---- models

@@ -19,6 +19,7 @@ LAYERS = [
     {"app", "mules", "sources"},
     {"nginx", "reload", "catalog", "children", "refusals", "trial", "cases", "placeholders"},
     {"wsgi", "instance", "conform"},
+    {"doctor"},
     {"supervisor"},
     {"muleteer"},
 ]

@@ -168,9 +168,10 @@ def test_a_reload_takes_what_has_changed(clone, serve):
 
 def test_a_model_is_looked_at_without_a_server(clone):
     port = free_port()
-    verify, predict = (
+    check, verify, predict = (
         command for command in COMMANDS if command.startswith(".venv/bin/muleteer") and "models" in command
     )
+    assert "model: digits version 1 (tensorflow) loads in" in run(check, clone, port)
     assert "takes   image float32[8, 8]" in run(verify, clone, port)
     shown = json.loads(re.search(r"^```json\n(.*?)^```", README, re.S | re.M)[1])
     assert json.loads(run(predict, clone, port))["digit"] == shown["digit"]
