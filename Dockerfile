@@ -40,7 +40,7 @@ COPY mules mules
 COPY serving serving
 COPY sources sources
 COPY examples/fancy examples/fancy
-COPY wsgi.py muleteer.py trial.py catalog.py children.py refusals.py supervisor.py instance.py nginx.py reload.py conform.py cases.py placeholders.py doctor.py entrypoint.sh uwsgi.ini nginx.conf grpc.conf ./
+COPY wsgi.py muleteer.py trial.py catalog.py children.py refusals.py supervisor.py instance.py nginx.py reload.py conform.py cases.py placeholders.py doctor.py status.py entrypoint.sh uwsgi.ini nginx.conf grpc.conf ./
 RUN python3 -m compileall -q . && chmod -R a+rX . && chmod a+x entrypoint.sh
 
 # ---- what runs

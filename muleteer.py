@@ -24,6 +24,7 @@ from serving.errors import ModelError, SettingsError, SourceError
 from serving.model import ModelFolder
 from serving.plan import POLICY
 from serving.settings import Settings
+from status import console, tables, watch
 from supervisor import SIGNALS, Supervisor, go_home, ini_of, run_dir_of
 from trial import TrialFailed
 
@@ -55,7 +56,8 @@ serves on.  Exits with 0 when it is done, 1 when it failed, 2 when no server run
 SIGUSR1 as --all.  The environment is that of the start.
 """
 STATUS = """\
-Shows what the server of PORT or RUN_DIR serves.  Exits with 0 when it is ready, 1 when it is not, 2 when none runs.
+Shows what the server of PORT or RUN_DIR serves; with --watch each second, until Ctrl-C.  Exits with 0 when it is ready,
+1 when it is not, 2 when none runs.
 """
 FETCH = """\
 Brings a version from where MODEL says it is into the store of this machine, unless it is there already, and prints its
@@ -166,7 +168,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--model", help="folder or URL of the model (MODEL, or model in uwsgi.ini)")
     for command in (fetch, verify, predict):
         command.add_argument("--version", type=int, help="which version (the highest)")
-    for command in (status, listing, fetch, verify, checks, form):
+    status_form = status.add_mutually_exclusive_group()
+    status_form.add_argument("--watch", action="store_true", help="keep it live, with rates, until Ctrl-C")
+    for command in (status_form, listing, fetch, verify, checks, form):
         command.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -206,25 +210,10 @@ def _status(asked: argparse.Namespace, environ: dict[str, str]) -> int:
     if asked.json:
         print(json.dumps(ready or {"status": status}))
         return int(status != "ready")
-    model = ready.get("model")
-    print(f"{status}: {model['name']} ({model['engine']})" if model else status)
-    releases = ready.get("versions", [])
-    if releases:
-        rows = []
-        for one in releases:
-            names = [*one["labels"], *(["answers who names none"] if one["default"] else [])]
-            rows.append([one["version"], ", ".join(names), one["replicas"]])
-        _table(["version", "labels", "replicas"], rows)
-    rows = [
-        [one["id"], one["pid"], one["version"], one["state"], one["tasks"], f"{one['rss_mb']} MB", one["reason"]]
-        for one in ready.get("replicas", [])
-    ]
-    if rows:
-        _table(["replica", "pid", "version", "state", "tasks", "memory", ""], rows)
-    for version, reason in ready.get("refused", {}).items():
-        print(f"version {version} is not served: {reason}")
-    if policy := reload.pinned(run_dir):
-        print(f"pinned by `reload --version {policy}`; `reload --unpin` ends that")
+    if asked.watch:
+        watch(lambda: (readyz(run_dir / "control.sock"), reload.pinned(run_dir)))
+    else:
+        console().print(tables(ready, reload.pinned(run_dir)))
     return int(status != "ready")
 
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"serving.wire", "serving.batching", "serving.transport", "serving.model"},
     {"serving.uwsgi_transport", "serving.memory_transport", "serving.store", "serving.quarantine"},
     {"app", "mules", "sources"},
-    {"nginx", "reload", "catalog", "children", "refusals", "trial", "cases", "placeholders"},
+    {"nginx", "reload", "catalog", "children", "refusals", "trial", "cases", "placeholders", "status"},
     {"wsgi", "instance", "conform"},
     {"doctor"},
     {"supervisor"},

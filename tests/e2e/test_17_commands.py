@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import signal
 import subprocess
 
 import pytest
@@ -37,6 +39,35 @@ def model(tmp_path):
     write_version(tmp_path / "model", 1)
     write_version(tmp_path / "model", 2, mib=50)
     return tmp_path / "model"
+
+
+def test_status_is_kept_live_on_a_terminal(start, model):
+    server = start(MODEL=model, MULES=1).wait_ready()
+    terminal, theirs = pty.openpty()
+    command = [ROOT / "entrypoint.sh", "status", "--watch"]
+    environ = os.environ | {"RUN_DIR": str(server.run_dir), "TERM": "xterm", "COLUMNS": "160"}
+    with subprocess.Popen(command, env=environ, cwd="/", stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        seen = b""
+
+        def shows(what):
+            def found():
+                nonlocal seen
+                seen += os.read(terminal, 65536)
+                return what in seen
+
+            return found
+
+        wait_until(shows(b"spare"), "the replica and the spare are shown")
+        assert b"ready: model (python)" in seen and b"a second" in seen and b"busy" in seen
+        (pid,) = (one["pid"] for one in server.ready()["replicas"])
+        os.kill(pid, signal.SIGKILL)
+        wait_until(shows(b"the one before was killed by signal 9"), "its death is shown")
+        process.send_signal(signal.SIGINT)
+        # the cursor is there again
+        wait_until(shows(b"\x1b[?25h"), "it ends")
+        assert process.wait(10) == 0
+    os.close(terminal)
 
 
 def test_status_tells_what_is_served(start, model):
