@@ -16,6 +16,7 @@ Raises:   DecodeError, FrameTooLarge, SignatureMismatch.
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -29,6 +30,8 @@ from serving.errors import DecodeError, FrameTooLarge, SignatureMismatch
 from serving.signature import Signature, TensorSpec
 from serving.task import Tensor, Tensors
 
+# a string of JSON; one that does not end goes on to the end, so that nothing is read twice
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\Z)', re.DOTALL)
 # so many lists more than a body may have cost little, and another message says better what is wrong
 _FREE_LISTS = 1 << 18
 
@@ -185,6 +188,11 @@ def _opened(value: Any) -> dict[str, Any]:
     return {key: value[key] for key in ("instances", "inputs", "signature_name") if key in value}
 
 
+def _lists(text: bytes) -> int:
+    """Lists and objects, and the same signs in strings."""
+    return text.count(b"[") + text.count(b"{")
+
+
 def load(body: bytes, signatures: Iterable[Signature] = (), max_rows: float = math.inf) -> Any:
     """What JSON says, with NaN, Infinity and -Infinity.
 
@@ -193,7 +201,7 @@ def load(body: bytes, signatures: Iterable[Signature] = (), max_rows: float = ma
     if len(body) > _FREE_LISTS:
         # each of them costs as much as a dozen numbers
         lists = max((signature.lists_of_row for signature in signatures), default=math.inf) * max_rows
-        if (found := body.count(b"[") + body.count(b"{")) > lists + _FREE_LISTS:
+        if _lists(body) > lists + _FREE_LISTS and (found := _lists(_STRING.sub(b"", body))) > lists + _FREE_LISTS:
             raise FrameTooLarge(
                 f"the body has {found} lists and objects, and {max_rows} rows have {lists:.0f}: max_request_rows in"
                 " uwsgi.ini; send them in several requests"

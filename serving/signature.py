@@ -366,11 +366,9 @@ class Signature:
     @cached_property
     def lists_of_row(self) -> float:
         """Of how many lists and objects one row is made in JSON, at the most."""
-        if any(spec.dtype == STRING or -1 in spec.shape[:-1] for spec in self.inputs):
-            # nobody knows; brackets may stand in strings, too
-            return math.inf
-        axes = (spec.shape[:axis] for spec in self.inputs for axis in range(len(spec.shape)))
-        return 1 + sum(map(math.prod, axes))
+        # each string may be an object, {"b64": …}
+        axes = [spec.shape[:axis] for spec in self.inputs for axis in range(len(spec.shape) + (spec.dtype == STRING))]
+        return math.inf if any(-1 in sizes for sizes in axes) else 1 + sum(map(math.prod, axes))
 
     def samples(self, rows: int = 1) -> Tensors:
         """Inputs for a warm-up: samples, defaults or zeros."""

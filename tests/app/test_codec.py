@@ -200,10 +200,21 @@ def test_more_lists_than_any_rows_have_are_refused_before_they_are_read(item, re
     body = b'{"x": [' + item * MANY + b"]}"
     with pytest.raises(FrameTooLarge, match=f"has {MANY + 2} lists and objects, and 10 rows have 20: max_request_rows"):
         read(body, ONE, 10)
-    # brackets may stand in strings
+    with pytest.raises(FrameTooLarge, match=f"has {MANY + 2} lists and objects, and 10 rows have 20: max_request_rows"):
+        read(body, TEXT, 10)
+
+
+@pytest.mark.parametrize("item", [b"[],", b'\\"{}[]', b"[\\\\"])
+def test_brackets_may_stand_in_strings(item):
     body = b'{"text": "' + item * MANY + b'"}'
     inputs, _, _ = codec.decode(body, TEXT, 10)
-    assert inputs["text"].tolist() == [item * MANY]
+    assert inputs["text"].tolist() == [json.loads(b'"%b"' % (item * MANY)).encode()]
+
+
+@pytest.mark.parametrize("end", [b"", b'"', b'"]}', b"\\"])
+def test_a_flood_of_quotes_is_read_once(end):
+    with pytest.raises((DecodeError, FrameTooLarge)):
+        codec.decode(b'{"instances": [' + b"[" * MANY + b'\\"' * (1 << 20) + end, TEXT, 10)
 
 
 def test_as_many_lists_as_rows_have_are_read():

@@ -400,10 +400,16 @@ def test_a_default_stands_in_for_zeros():
 
 @pytest.mark.parametrize(
     ("texts", "lists"),
-    [(["float32"], 1), (["float32[8]"], 2), (["float32[4, 3, 2]", "int8[-1]"], 1 + 1 + 4 + 12 + 1)],
+    [
+        (["float32"], 1),
+        (["float32[8]"], 2),
+        (["float32[4, 3, 2]", "int8[-1]"], 1 + 1 + 4 + 12 + 1),
+        (["string"], 2),
+        (["string[3]", "bool"], 1 + 1 + 3),
+    ],
 )
 def test_it_knows_of_how_many_lists_a_row_is_made(texts, lists):
     inputs = tuple(TensorSpec.parse(f"x{number}", text) for number, text in enumerate(texts))
     assert Signature(inputs, ()).lists_of_row == lists
-    for text in ("string", "float32[-1, 2]"):
+    for text in ("string[-1]", "float32[-1, 2]"):
         assert Signature((*inputs, TensorSpec.parse("y", text)), ()).lists_of_row == math.inf
