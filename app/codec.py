@@ -31,7 +31,7 @@ from serving.signature import Signature, TensorSpec
 from serving.task import Tensor, Tensors
 
 # a string of JSON; one that does not end goes on to the end, so that nothing is read twice
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\Z)', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+(?:"|\Z)', re.DOTALL)
 # so many lists more than a body may have cost little, and another message says better what is wrong
 _FREE_LISTS = 1 << 18
 
