@@ -10,7 +10,7 @@ Runs in:  worker.
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from flask import Flask, Response, abort, request
+from flask import Flask, Response, abort, g, request
 
 from app import dialects, docs, health, metrics, problems, repository
 from app.dialects import mlflow, open_inference, sagemaker, tensorflow_serving
@@ -61,7 +61,7 @@ def create_app(
         from app import grpc
 
         found.ends.know(grpc.NAMES)
-        flask_door = grpc.Door(flask_door, predict, settings.max_body_bytes)
+        flask_door = grpc.Door(flask_door, predict, settings.max_body_bytes, found.ends.count_other)
     app.wsgi_app = ShortCut(flask_door, predict)  # type: ignore[method-assign]
     return app
 
@@ -92,6 +92,8 @@ def _flask_view(predict: View) -> Callable[..., Response]:
         route = dialects.find(request.path)
         if route is None:
             abort(404)
+        # by the prediction itself
+        g.counted = True
         status, headers, body = predict(request.environ, route)
         return Response(body, status, headers)
 

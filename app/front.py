@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from pathlib import Path
 CODES = ("queue_full", "not_found", "method_not_allowed", "bad_gateway", "not_implemented")
 # path, status, code, seconds and request id
 Count = Callable[[str, str, str, float, str], None]
+# a line: status, code, seconds, request id and path
+_LINE = re.compile(r"(\d{3}) (\w+) (\d+\.\d+) (\S+) (.*)")
 # nginx writes them together, once a second
 _LOOK_S = 0.2
 _MOST_BYTES = 1 << 18
@@ -79,10 +82,13 @@ class Front:
                 time.sleep(_LOOK_S)
                 continue
             for line in read.decode(errors="replace").split("\n"):
-                status, code, seconds, id, path = line.split(" ", 4)
-                count(path, status, code, float(seconds), id)
+                # where the disk was full, a line may be half of one
+                if match := _LINE.fullmatch(line):
+                    status, code, seconds, id, path = match.groups()
+                    count(path, status, code, float(seconds), id)
             start += len(read) + 1
-            os.pwrite(mark, start.to_bytes(8), 0)
+            with suppress(OSError):
+                os.pwrite(mark, start.to_bytes(8), 0)
             # where that cannot be, the file grows
             _libc.fallocate(lines, _PUNCH_HOLE, ctypes.c_long(0), ctypes.c_long(start))
 

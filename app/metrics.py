@@ -59,7 +59,9 @@ class Ends:
         stages: tuple[float, ...],
     ) -> None:
         """Count a prediction.  status: its line, or its number alone."""
-        end = self._numbers.get((route, status, code)) or self._encode(route, status, code)
+        end = self._numbers.get((route, status, code))
+        if end is None:
+            end = self._numbers[route, status, code] = self._encode(route, status, code)
         self._requests.count(seat, end, version, total_s, id, rows, stages)
 
     def count_other(self, route: str, status: str, code: str, total_s: float, id: str) -> None:
@@ -69,8 +71,7 @@ class Ends:
     def _encode(self, route: str, status: str, code: str) -> int:
         routes, codes = self._routes, self._codes
         known = routes.index(route if route in routes else "other"), codes.index(code if code in codes else "other")
-        number = self._numbers[route, status, code] = known[0] << 32 | int(status[:3]) << 16 | known[1]
-        return number
+        return known[0] << 32 | int(status[:3]) << 16 | known[1]
 
     def decode(self, number: int) -> tuple[str, str, str]:
         """The route, the status and the code."""
@@ -98,7 +99,7 @@ class Metrics(Collector):
 
     def _count_own(self, path: str, status: str, code: str, total_s: float, id: str) -> None:
         route = dialects.find(path)
-        self.ends.count_other(route.dialect.name if route else "other", status, code, total_s, id)
+        self.ends.count_other(route.dialect.name if route else path, status, code, total_s, id)
 
     def describe(self) -> list[Metric]:
         """None: what there is depends on the model."""
@@ -307,7 +308,7 @@ def register(app: Flask, ends: Ends) -> None:
     @app.after_request
     def count(response: Response) -> Response:
         rule = request.url_rule.rule if request.url_rule else "other"
-        if request.method not in ("POST", "PUT") or rule not in dialects.RULES:
+        if "counted" not in g:
             took_s = time.monotonic() - g.start
             ends.count_other(rule, str(response.status_code), "", took_s, request_id(request.environ))
         return response

@@ -103,10 +103,13 @@ class Predict:
         """The answer to one request, whatever happens to it."""
         start = time.monotonic()
         request_id = problems.request_id(environ)
-        version, rows, code, stages = ANY, 0, "", _NONE
+        version, rows, code, stages, accept_s = ANY, 0, "", _NONE, 0.0
         try:
             try:
-                answer, version, rows, stages = self._predict(environ, route, start, request_id)
+                if passed_on := environ.get("HTTP_X_PASSED_ON"):
+                    # it may have waited in the socket's backlog since nginx passed it on, by the clock of the host
+                    accept_s = max(0.0, time.time() - float(passed_on))
+                answer, version, rows, stages = self._predict(environ, route, start, request_id, accept_s)
             except ServingError as error:
                 code, answer = error.code, _refusal(route, error, request_id)
                 version = ANY if error.version is None else error.version
@@ -118,24 +121,19 @@ class Predict:
             # nginx opens its next connection to the uWSGI that serves now, or to whichever worker is free
             answer[1].append(("Connection", "close"))
             self._crowded = False
-        total_s = time.monotonic() - start + (stages[0] if stages else 0.0)
+        total_s = time.monotonic() - start + accept_s
         self._count(
             self._transport.seat(), route.dialect.name, answer[0], code, version, total_s, request_id, rows, stages
         )
         return answer
 
     def _predict(
-        self, environ: Mapping[str, Any], route: Route, start: float, request_id: str
+        self, environ: Mapping[str, Any], route: Route, start: float, request_id: str, accept_s: float
     ) -> tuple[Answer, int, int, Stages]:
         """The answer, the version that gave it, the rows, and the seconds of each stage."""
         if start >= self._look_at:
             self._look(start)
-        deadline, accept_s = start + self._deadline_s, 0.0
-        passed_on = environ.get("HTTP_X_PASSED_ON")
-        if passed_on:
-            # it may have waited in the socket's backlog since nginx passed it on, by the clock of the host
-            accept_s = max(0.0, time.time() - float(passed_on))
-            deadline -= accept_s
+        deadline = start + self._deadline_s - accept_s
         if "HTTP_X_REQUEST_TIMEOUT_MS" in environ:
             deadline -= self._deadline_s - self._timeout_s(environ)
         wanted = route.version or environ.get("HTTP_X_MODEL_VERSION")

@@ -31,7 +31,7 @@ HEAD = 2
 OTHER = -2
 Rows = npt.NDArray[np.int64]
 # of each thread: routes, ends and versions that it has seen
-_REQUEST_ROWS = 96
+_REQUEST_ROWS = 256
 # of each replica: sizes of batches, and versions
 _BATCH_ROWS = 512
 # a histogram has a number for each bucket, and the sum
@@ -84,6 +84,9 @@ class Block:
 
     def _add(self, what: int, version: int) -> int:
         table, row = self._table, len(self._places)
+        if version != OTHER and row >= table.rows * 3 // 4:
+            # many versions have passed: what happened is told of all the later ones together
+            return self.find(what, OTHER)
         if row >= table.rows - 1:
             what = version = OTHER
             if (OTHER, OTHER) in self._places:

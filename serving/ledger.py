@@ -141,9 +141,10 @@ class Seats:
     def empty(self) -> bool:
         return self._rows_memory[:] == self._nobody
 
-    def waiting(self) -> dict[int, float]:
-        """The seats where somebody waits, and since when."""
-        return {seat: since for seat, since in enumerate(self._since.tolist()) if self._rows[seat]}
+    def waiting(self) -> dict[bytes, float]:
+        """The tasks that somebody waits for, and since when."""
+        seats = [seat for seat, rows in enumerate(self._rows.tolist()) if rows]
+        return {self._heads[_HEAD.size * seat : _HEAD.size * seat + 16]: self._since[seat] for seat in seats}
 
     # ---- the queue of seats
 

@@ -148,9 +148,9 @@ class Transport(ABC):
     def queue(self, now: float) -> Queue:
         """How it stands: a look without the lock, and so a moment of each part."""
         waiting = self._seats.waiting()
-        held = {ticket.seat for held in self._held for _, ticket, _ in held.tickets()}
-        queued = [since for seat, since in waiting.items() if seat not in held]
-        return Queue(self._seats.count, len(waiting), len(queued), now - min(queued, default=now))
+        held = {ticket.uuid for held in self._held for _, ticket, _ in held.tickets()}
+        queued = [since for uuid, since in waiting.items() if uuid not in held]
+        return Queue(self._seats.count, len(waiting), len(queued), max(0.0, now - min(queued, default=now)))
 
     def crowded(self) -> bool:
         """Whether far more requests wait in this process than in another of its kind."""

@@ -13,6 +13,7 @@ Source:   grpc/grpc, doc/PROTOCOL-HTTP2.md.
 
 import io
 import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -43,7 +44,9 @@ class Door:
         wsgi_app: Callable[..., Iterable[bytes]],
         predict: Callable[[dict[str, Any], Route], Answer],
         max_body_bytes: int,
+        count: Callable[[str, str, str, float, str], None],
     ) -> None:
+        self._count = count
         self.http_door = wsgi_app
         self._predict = predict
         self._max_body_bytes = max_body_bytes
@@ -53,13 +56,19 @@ class Door:
         if environ.get("HTTP_TE") != "trailers":
             return self.http_door(environ, start_response)
         request_id = environ["HTTP_X_REQUEST_ID"] = problems.request_id(environ)
+        start, refused = time.monotonic(), None
         try:
             headers, told = self._answer(environ)
         except ServingError as error:
-            headers, told = call.outcome(error.status, str(error)), b""
+            refused = error
         except Exception:
             log.exception("request=%s the handler failed", request_id)
-            headers, told = call.outcome(500, "the server failed; the log has more under this request id"), b""
+            refused = ServingError("the server failed; the log has more under this request id")
+        if refused is not None:
+            headers, told = call.outcome(refused.status, str(refused)), b""
+            # what has come further has been counted there
+            took_s = time.monotonic() - start
+            self._count(environ["PATH_INFO"], str(refused.status), refused.code, took_s, request_id)
         if not any(name == "X-Request-ID" for name, _ in headers):
             headers.append(("X-Request-ID", request_id))
         start_response("200 OK", [*headers, call.CONTENT_TYPE, ("Content-Length", str(len(told)))])

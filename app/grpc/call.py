@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError as NoMessage
 from app import body
 from app.dialects.dialect import Headers, Route
 from app.grpc.messages import Message
-from serving.errors import DecodeError
+from serving.errors import DecodeError, FrameTooLarge
 
 CONTENT_TYPE = ("Content-Type", "application/grpc")
 # nginx makes trailers of it, and of the next two
@@ -31,6 +31,10 @@ _PLAIN = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 _MOST_TEXT = 4096
 # whether it is packed, and its length
 _FRAME = struct.Struct(">BI")
+# of a message, more bytes have their fields counted, which takes some 50 ms for the most that there may be
+_FREE_BYTES, _MOST_FIELDS = 1 << 16, 1 << 17
+# a field's type: a text, bytes, numbers in a row, or a message
+_BYTES = 2
 _TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")
 _UNITS_MS = {"H": 3_600_000.0, "M": 60_000.0, "S": 1000.0, "m": 1.0, "u": 0.001, "n": 0.000001}
 
@@ -71,13 +75,53 @@ def read(environ: Mapping[str, Any], limit: int, kind: Message) -> Message:
     packed, size = _FRAME.unpack_from(sent)
     if size != len(sent) - _FRAME.size or packed > 1:
         raise DecodeError(f"the body has {len(sent)} bytes, and is not one message in its frame")
-    message = memoryview(sent)[_FRAME.size :]
+    message = sent[_FRAME.size :]
     try:
         if packed:
-            return kind.FromString(body.unpack(bytes(message), environ.get("HTTP_GRPC_ENCODING", ""), limit))
+            message = body.unpack(message, environ.get("HTTP_GRPC_ENCODING", ""), limit)
+        if len(message) > _FREE_BYTES:
+            _check_fields(memoryview(message), kind.DESCRIPTOR, _MOST_FIELDS)
         return kind.FromString(message)
-    except NoMessage as error:
+    except (NoMessage, IndexError) as error:
         raise DecodeError(f"the message is no {kind.DESCRIPTOR.name}: {error}") from None
+
+
+def _check_fields(message: memoryview, kind: Any, left: int) -> int:
+    """Raise where there are more fields than that, before there is an object for each: two bytes may become a hundred.
+
+    Gives how many are left.  IndexError where it ends too early.
+    """
+    place = 0
+    while place < len(message):
+        tag, place = _varint(message, place)
+        left -= 1
+        if left < 0:
+            raise FrameTooLarge(
+                f"the message has more than {_MOST_FIELDS} fields: send tensors as raw contents or tensor_content"
+            )
+        if tag & 7 == _BYTES:
+            size, place = _varint(message, place)
+            field = kind.fields_by_number.get(tag >> 3)
+            if field is not None and field.message_type is not None:
+                left = _check_fields(message[place : place + size], field.message_type, left)
+            place += size
+        elif tag & 7 == 0:
+            _, place = _varint(message, place)
+        else:
+            place += 8 if tag & 7 == 1 else 4
+    return left
+
+
+def _varint(message: memoryview, place: int) -> tuple[int, int]:
+    """A number, and where the next byte is."""
+    found = shift = 0
+    while True:
+        byte = message[place]
+        place += 1
+        found |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return found, place
+        shift += 7
 
 
 def frame(told: Message) -> bytes:

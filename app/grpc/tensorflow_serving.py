@@ -20,7 +20,7 @@ from app.dialects.dialect import Call, Encoded, Route
 from app.grpc.call import CONTENT_TYPE, Asked, Control, Prediction, frame
 from app.grpc.messages import Message, message
 from app.grpc.open_inference import segment
-from app.limits import check_bytes, check_rows
+from app.limits import check_bytes, check_rows, check_shape
 from serving.errors import DecodeError, EngineError, FrameTooLarge, ServingError, SignatureMismatch
 from serving.signature import STRING, Signature
 from serving.task import Reply, Tensor
@@ -203,6 +203,7 @@ def _shape(name: str, proto: Message, max_rows: int) -> tuple[int, ...]:
             f"input {name[:64]!r} has {shape[0]} rows and the limit is {max_rows}: max_request_rows in uwsgi.ini; send"
             " them in several requests"
         )
+    check_shape(shape, f"input {name[:64]!r}")
     return shape
 
 

@@ -23,7 +23,7 @@ from serving.task import Tensor, Tensors
 # more than any model takes, and less than would keep a thread for long
 _MOST_COLUMNS = 1 << 14
 # beside errors of its own, what pyarrow raises on noise
-_UNREADABLE = (OSError, EOFError, StopIteration, ValueError, LookupError, TypeError, ArithmeticError)
+_UNREADABLE = (OSError, EOFError, StopIteration, ValueError, LookupError, TypeError, ArithmeticError, struct.error)
 _RECORD_BATCH = 3
 
 

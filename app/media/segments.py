@@ -11,7 +11,7 @@ Source:   w3.org/TR/png-3, section 5; itu.int/rec/T-REC-T.81, annex B.
 import re
 import struct
 
-from serving.errors import FrameTooLarge, UnsupportedMedia
+from serving.errors import DecodeError, FrameTooLarge, UnsupportedMedia
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
@@ -37,6 +37,8 @@ def pixels(file: bytes) -> bytes:
 
 
 def _png(file: bytes) -> bytes:
+    if file[_DEPTH - 12 : _DEPTH - 8] != b"IHDR":
+        raise DecodeError("the image is no PNG: its first chunk is not IHDR")
     if file[_DEPTH : _DEPTH + 1] > b"\x08":
         raise UnsupportedMedia(f"the image has pixels of {file[_DEPTH]} bits; they may have 8 bits for each colour")
     kept, at = [_PNG], len(_PNG)

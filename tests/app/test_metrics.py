@@ -1,9 +1,12 @@
 """GET /metrics, as a scraper reads it."""
 
+import time
+
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
+from serving.ledger import Ticket
 from serving.store import Death
 
 OPEN = "application/openmetrics-text; version=1.0.0"
@@ -59,6 +62,40 @@ def test_what_is_no_prediction_is_counted_too(chain):
     for route, status, count in [("/healthz", "200", 2), ("other", "404", 1), ("/v2/models/<model>", "200", 1)]:
         labels = {"route": route, "status": status, "model": "double", "version": "", "code": ""}
         assert value(samples, "requests_total", **labels) == count
+
+
+def test_no_request_is_counted_twice_or_not_at_all(chain):
+    asked = [("/v1/models/double/versions/abc:predict", "short cut"), ("/predictions/double", "flask")]
+    for path, door in asked:
+        chain.post(b'{"x": [1]}', door, path=path)
+    samples = scrape(chain)
+    counted = sum(one.value for (name, _), one in samples.items() if name == "muleteer_requests_total")
+    assert counted == len(asked)
+
+
+def test_the_wait_before_a_thread_took_it_counts(chain):
+    assert chain.post(b'{"x": [1]}', X_Passed_On=str(time.time() - 3)).status_code == 200
+    assert chain.post(b'{"x": [1]}', X_Passed_On=str(time.time() - 60)).status_code == 504
+    samples = scrape(chain)
+    assert 3 < value(samples, "request_duration_seconds_sum", **LABELS) < 4
+    labels = {"model": "double", "route": "/predict", "version": ""}
+    assert 60 < value(samples, "request_duration_seconds_sum", **labels) < 61
+
+
+def test_what_waits_behind_a_task_that_nobody_awaits_is_queued(make_chain):
+    chain = make_chain(deadline_ms=200).ready()
+    assert chain.post(b'{"x": [1]}').status_code == 504
+    chain.transport.start_replica(1)
+    ticket = Ticket(bytes(15) + b"1", 1, chain.transport.seat())
+    chain.transport.offer(ticket, b"frame")
+    (taken,) = chain.transport.take(0, 8)
+    assert chain.transport.queue(time.monotonic())[1:3] == (1, 0)
+    # its client has gone, and the next one sits there
+    chain.transport._seats.leave(ticket.seat)
+    chain.transport.offer(ticket._replace(uuid=bytes(15) + b"2"), b"frame")
+    queue = chain.transport.queue(time.monotonic() + 1)
+    assert (queue.waiting, queue.queued) == (1, 1) and 0.9 < queue.oldest_s < 60
+    chain.transport.drop(taken)
 
 
 def test_a_histogram_sums_up_and_has_the_ids_of_requests(chain):

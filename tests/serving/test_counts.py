@@ -98,12 +98,13 @@ def test_what_comes_when_a_block_is_full_is_counted_together():
     table = Table(2, 4, 1)
     block = Block(table, 1)
     for what in range(1, 8):
-        table.integers[block.find(what, 0)] += 1
+        table.integers[block.find(what, counts.OTHER)] += 1
     # its successor knows
     block = Block(table, 1)
     for what in (1, 7, 8):
-        table.integers[block.find(what, 0)] += 1
-    assert table.read().tolist() == [[1, 0, 2], [2, 0, 1], [3, 0, 1], [counts.OTHER, counts.OTHER, 6]]
+        table.integers[block.find(what, counts.OTHER)] += 1
+    rows = [[1, counts.OTHER, 2], [2, counts.OTHER, 1], [3, counts.OTHER, 1], [counts.OTHER, counts.OTHER, 6]]
+    assert table.read().tolist() == rows
     assert table.used.tolist() == [0, 4]
 
 
@@ -117,3 +118,21 @@ def test_a_predict_is_counted_by_its_rows_and_by_its_tasks():
     found = {(int(row[0]), int(row[1])): (int(row[2]), row[3:].view(np.float64)[0]) for row in batches.table.read()}
     tasks = Batches.TASKS
     assert found == {(8, 1): (2, 1.0), (128, 1): (1, 0.5), (tasks | 2, 1): (1, 0.5), (tasks | 3, 1): (2, 1.0)}
+
+
+def test_when_many_versions_have_passed_what_happened_is_still_told():
+    requests, batches = Requests(1, 0), Batches(1)
+    batches.start(0)
+    for version in range(1000):
+        requests.count(0, 5, version, 0.5, "a", 1, [0.1] * len(counts.STAGES))
+        requests.count(0, 6, counts.OTHER, 0.5, "a")
+        for size in range(1, 33):
+            batches.count(size, size, version, 0.5)
+    ends = {}
+    for row in requests.table.read():
+        ends[int(row[0])] = ends.get(int(row[0]), 0) + int(row[HEAD + counts.WHOLE :][:BUCKETS].sum())
+    assert ends == {5: 1000, 6: 1000}
+    sizes = {}
+    for row in batches.table.read():
+        sizes[int(row[0])] = sizes.get(int(row[0]), 0) + int(row[HEAD])
+    assert sizes == {size | kind: 1000 for size in range(1, 33) for kind in (0, Batches.TASKS)}

@@ -2,6 +2,7 @@
 
 import io
 import zlib
+from contextlib import suppress
 from urllib.parse import unquote
 
 import pytest
@@ -52,6 +53,44 @@ def test_what_unpacks_to_more_than_the_limit_is_refused():
     packed = zlib.compress(bytes(10_000))
     with pytest.raises(FrameTooLarge):
         call.read(environ(b"\1" + len(packed).to_bytes(4) + packed, HTTP_GRPC_ENCODING="deflate"), 1000, Request)
+
+
+Tensor = Request.DESCRIPTOR.fields_by_name["inputs"].number << 3 | 2
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_flood_of_fields_is_refused_before_there_is_an_object_for_each(depth):
+    fields = bytes([Tensor, 0]) * (1 << 20)
+    if depth:
+        parameters = Request.InferInputTensor.DESCRIPTOR.fields_by_name["parameters"].number << 3 | 2
+        fields = bytes([parameters, 0]) * (1 << 20)
+        fields = bytes([Tensor]) + varint(len(fields)) + fields
+    body = b"\0" + len(fields).to_bytes(4) + fields
+    with pytest.raises(FrameTooLarge, match="more than 131072 fields"):
+        call.read(environ(body), len(body), Request)
+
+
+def varint(number):
+    return (b"" if number < 128 else bytes([number & 127 | 128]) + varint(number >> 7)) or bytes([number])
+
+
+def test_a_large_message_is_what_was_sent():
+    sent = Request(model_name="m", raw_input_contents=[bytes(1 << 20)])
+    tensor = sent.inputs.add(name="x", datatype="FP32", shape=[1, 3, 224])
+    tensor.contents.fp32_contents.extend([0.5] * 100_000)
+    tensor.contents.bytes_contents.extend([b"a"] * 1000)
+    tensor.parameters["a"].double_param = 0.5
+    sent.parameters["timeout"].int64_param = 10**12
+    body = call.frame(sent)
+    assert call.read(environ(body), len(body), Request) == sent
+
+
+@given(st.binary(max_size=200))
+def test_a_large_message_of_any_bytes_is_read_or_refused(noise):
+    body = bytes([Tensor, 0]) * (1 << 15) + noise
+    body = b"\0" + len(body).to_bytes(4) + body
+    with suppress(DecodeError):
+        call.read(environ(body), len(body), Request)
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,13 @@ def test_a_row_of_any_size_has_as_many_cells_as_fit_into_memory():
         decode("1," * (LIMIT // 32 + 1) + "1", taken)
 
 
+def test_a_quote_within_a_cell_hides_none():
+    taken = signature({"x": "float32[3]"}, {"y": "float32"})
+    for body in ('1"' + ",1" * 200_000, '1,"2' + ",1" * 200_000 + '"' + ",1" * 200_000):
+        with pytest.raises(FrameTooLarge, match="cells, and may have"):
+            decode(body, taken)
+
+
 def test_what_stands_in_quotes_is_no_cell():
     text = "a,b\n" * 9999
     assert decode(f'"{text}"', signature({"text": "string"}, {}), False)["text"].tolist() == [text.encode()]
