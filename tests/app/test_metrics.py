@@ -73,6 +73,21 @@ def test_no_request_is_counted_twice_or_not_at_all(chain):
     assert counted == len(asked)
 
 
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [(b"", "400", "bad_body"), (b"\0\0\0\0\3\n\1x", "404", "model_not_found"), (b"\1\0\0\0\1x", "415", "media_type")],
+)
+def test_a_call_is_counted_wherever_it_ends(make_chain, body, status, code):
+    chain = make_chain(grpc_port=8081).serve()
+    path = "/inference.GRPCInferenceService/ModelInfer"
+    answer = chain.post(body, path=path, TE="trailers")
+    assert answer.status_code == 200 and answer.headers["Grpc-Status"] != "0"
+    samples = scrape(chain)
+    counted = [(key, one.value) for key, one in samples.items() if key[0] == "muleteer_requests_total"]
+    labels = {"route": path, "model": "double", "version": "", "status": status, "code": code}
+    assert counted == [(("muleteer_requests_total", frozenset(labels.items())), 1)]
+
+
 def test_the_wait_before_a_thread_took_it_counts(chain):
     assert chain.post(b'{"x": [1]}', X_Passed_On=str(time.time() - 3)).status_code == 200
     assert chain.post(b'{"x": [1]}', X_Passed_On=str(time.time() - 60)).status_code == 504
