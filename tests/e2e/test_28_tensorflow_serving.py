@@ -89,8 +89,11 @@ def test_one_element_stands_for_all_that_are_left_out(tfs, digits, service):
     tensor.tensor_shape.dim[0].size = 1 << 40
     code, words = told(service.Predict, tfs.request(image=tensor))
     assert code == "RESOURCE_EXHAUSTED" and "max_request_rows in uwsgi.ini" in words
-    tensor.tensor_shape.dim[0].size, tensor.tensor_shape.dim[1].size = 2, 1 << 40
-    assert told(service.Predict, tfs.request(image=tensor))[0] == "RESOURCE_EXHAUSTED"
+    tensor.tensor_shape.dim[0].size = 2
+    # the last one is of no tensor that there could be
+    for size, code in ((1 << 30, "RESOURCE_EXHAUSTED"), (1 << 40, "INVALID_ARGUMENT")):
+        tensor.tensor_shape.dim[1].size = size
+        assert told(service.Predict, tfs.request(image=tensor))[0] == code
 
 
 @pytest.mark.parametrize(
