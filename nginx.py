@@ -16,6 +16,8 @@ from pathlib import Path
 from serving.settings import Settings
 
 TEMPLATE = Path(__file__).resolve().parent / "nginx.conf"
+# in the run folder, as nginx.conf has it
+STATUS = "status.sock"
 GRPC_TEMPLATE = TEMPLATE.with_name("grpc.conf")
 
 
@@ -50,8 +52,13 @@ def check_address(host: str, port: int, name: str = "PORT") -> None:
 
 def clear(run_dir: Path) -> None:
     """Remove what one before has left: what was counted, and a socket beside which the next could not listen."""
-    for name in ("answers.log", "answers.read", "status.sock"):
+    for name in ("answers.log", "answers.read", STATUS):
         (run_dir / name).unlink(missing_ok=True)
+
+
+def close_status(run_dir: Path) -> None:
+    """Keep others from the socket where a running nginx tells of its connections, which it makes with mode 666."""
+    (run_dir / STATUS).chmod(0o660)
 
 
 def listens(host: str, port: int) -> bool:

@@ -112,6 +112,7 @@ class Supervisor:
             ready = self._until_ready(self.instance)
             while not nginx.listens(self.host, self.port):
                 self._next_event(0.1)
+            nginx.close_status(self.run_dir)
             self._announce(ready)
             self._loaded(self.instance.plan, Plan())
             looked = time.monotonic()
