@@ -198,11 +198,7 @@ def _shape(name: str, proto: Message, max_rows: int) -> tuple[int, ...]:
         raise DecodeError(f"input {name[:64]!r} has no shape, a list of sizes")
     if not shape:
         raise SignatureMismatch(f"input {name[:64]!r} is a scalar; the first axis is the rows")
-    if shape[0] > max_rows:
-        raise FrameTooLarge(
-            f"input {name[:64]!r} has {shape[0]} rows and the limit is {max_rows}: max_request_rows in uwsgi.ini; send"
-            " them in several requests"
-        )
+    check_rows(shape[0], max_rows, f"input {name[:64]!r}")
     check_shape(shape, f"input {name[:64]!r}")
     return shape
 
