@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-# between looks, and the least that a rate is told of
+# between looks
 LOOK_S = 1.0
 # where nobody reads it on a terminal, no line is broken
 _WIDE = 4096

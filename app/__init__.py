@@ -41,7 +41,7 @@ def create_app(
     gives whether all went well, and what happened.
     """
     app = Flask("muleteer", static_folder=None)
-    predict = Predict(settings, transport, board, quarantine, plan, drains, found.ends.count).answer
+    predict = Predict(settings, transport, board, quarantine, plan, drains, found.ends).answer
     for rule in dialects.RULES:
         methods = ["POST", "PUT"] if rule in dialects.PUT else ["POST"]
         app.add_url_rule(rule, f"POST {rule}", _flask_view(predict), methods=methods)

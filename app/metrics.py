@@ -89,6 +89,7 @@ class Metrics(Collector):
         self.counts = known
         self._nginx = nginx
         self._deadline_s = deadline_s
+        self._version = importlib.metadata.version("muleteer")
         self.ends = Ends(known.requests, dialects.NAMES)
 
     def start_worker(self, number: int, control: bool) -> None:
@@ -109,11 +110,7 @@ class Metrics(Collector):
         """All of them."""
         card = self._board.card()
         model = card.name if card else ""
-        about = {
-            "version": importlib.metadata.version("muleteer"),
-            "model": model,
-            "engine": card.engine if card else "",
-        }
+        about = {"version": self._version, "model": model, "engine": card.engine if card else ""}
         yield InfoMetricFamily("muleteer", "The server and its model", value=about)
         yield from self._requests(model)
         yield from self._batches(model)

@@ -11,10 +11,11 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from app import body, problems
 from app.dialects.dialect import Call, Route
+from app.metrics import Ends
 from serving.errors import (
     ClientError,
     ClientGone,
@@ -40,24 +41,6 @@ Answer = tuple[str, list[tuple[str, str]], bytes]
 Stages = tuple[float, ...]
 _NONE: Stages = ()
 
-
-class Count(Protocol):
-    """Counts a request that ended."""
-
-    def __call__(
-        self,
-        seat: int,
-        route: str,
-        status: str,
-        code: str,
-        version: int,
-        total_s: float,
-        id: str,
-        rows: int,
-        stages: Stages,
-    ) -> None: ...
-
-
 # how long a look at those who serve, and at what waits, is good for
 _LOOK_S = 0.01
 # what has been measured is a mean
@@ -77,9 +60,9 @@ class Predict:
         quarantine: Quarantine,
         plan: PlanFile,
         drains: Callable[[], bool],
-        count: Count,
+        ends: Ends,
     ) -> None:
-        self._count = count
+        self._ends = ends
         self._settings = settings
         self._drains = drains
         # whether nginx's connections end, each after its answer; or only one of them
@@ -122,7 +105,7 @@ class Predict:
             answer[1].append(("Connection", "close"))
             self._crowded = False
         total_s = time.monotonic() - start + accept_s
-        self._count(
+        self._ends.count(
             self._transport.seat(), route.dialect.name, answer[0], code, version, total_s, request_id, rows, stages
         )
         return answer

@@ -157,8 +157,8 @@ class Requests:
 class Batches:
     """What replicas predicted together: a block for each of them.
 
-    A row is found by how many rows, or by how many tasks, were predicted at once, and says
-    how often, and how long it took.
+    A row is found by how many rows, or by how many tasks, were predicted at once, and says how often, and how long it
+    took.
     """
 
     NUMBERS = 2
