@@ -46,6 +46,7 @@ bench: $(VENV)/.dev nginx ## compare with the peers that are installed, measure 
 	@$(if $(ARGS),,$(BIN)/python -m bench.engines)
 	@$(if $(ARGS),,$(BIN)/python -m bench.dialects)
 	@$(if $(ARGS),,$(BIN)/python -m bench.calls)
+	@$(if $(ARGS),,$(BIN)/python -m bench.observe)
 
 bench-peers: $(VENV)/.dev ## install the peers, all or PEERS, each into an environment of its own (12 GB)
 	@$(BIN)/python -m bench.peer $(PEERS)
