@@ -27,12 +27,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench import cost, report
+from bench import report
 from bench.compare import RESULTS
 from bench.ranking import Spread
 from bench.server import Server
 from bench.work import DIGITS
 from bench.workload import WORKLOADS
+from load import cost
 
 SECONDS = 3.0
 REPEATS = 5

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bench import loadgen
+from load import loadgen
 
 STAGES = ("decode", "queue", "predict", "encode")
 PATIENCE_S = 30.0

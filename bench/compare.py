@@ -5,7 +5,7 @@ usage: python -m bench.compare [--only NAMES] [--workloads NAMES] [--clients NUM
 
 Ours runs as a user starts it, with the shipped uwsgi.ini but for the number of mules; the peers that `make bench-peers`
 has installed run bare and behind an nginx like ours, in the settings that bench/peers/ tells.  All serve the same
-models, and the same clients check each answer (bench/loadgen.c).  In each repeat every server is started, measured and
+models, and the same clients check each answer (load/loadgen.c).  In each repeat every server is started, measured and
 stopped once for each workload, so that a machine which becomes slower is slower for all of them.  Of the peers, who was
 less than half as good as the best one everywhere in a workload is measured in the first repeat alone.
 
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import nginx
-from bench import alone, arena, loadgen, measurement, plot, ranking, report, targets, train
+from bench import alone, arena, measurement, plot, ranking, report, targets, train
 from bench.contender import Contender, Hosted, Muleteer, Running
 from bench.measurement import Load, Measurement, Session
 from bench.peer import ENVIRONMENTS, PEERS
@@ -37,6 +37,7 @@ from bench.report import say
 from bench.server import NotInTime
 from bench.work import ROOT
 from bench.workload import WORKLOADS, WorkFiles, Workload
+from load import loadgen
 
 RESULTS = ROOT / "bench" / "results"
 OURS = "muleteer"

@@ -26,14 +26,15 @@ import numpy.typing as npt
 import orjson
 
 import nginx
-from bench import arena, loadgen, measurement, report
+from bench import arena, measurement, report
 from bench.compare import add_options, check_tools, names
 from bench.contender import NGINX, Muleteer
-from bench.loadgen import Item
 from bench.measurement import Load, Measurement
 from bench.ranking import Spread
 from bench.report import say
 from bench.workload import WORKLOADS, WorkFiles
+from load import loadgen
+from load.loadgen import Item
 
 SECONDS = 2.0
 REPEATS = 3

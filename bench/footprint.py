@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import nginx
-from bench import loadgen, syscalls
+from bench import syscalls
 from bench.client import Client, sample_request
 from bench.server import Server
 from bench.work import ROOT
+from load import loadgen
 
 KEPT = ROOT / "tests" / "e2e" / "cost.toml"
 COMMENT = """\

@@ -31,7 +31,7 @@ import numpy as np
 import orjson
 
 import nginx
-from bench import arena, loadgen, measurement, plot, ranking, report
+from bench import arena, measurement, plot, ranking, report
 from bench.compare import (
     INTERRUPTED,
     OURS,
@@ -43,13 +43,14 @@ from bench.compare import (
     train_networks,
 )
 from bench.contender import NGINX, Contender, Muleteer, Running
-from bench.loadgen import Item
 from bench.measurement import Load, Measurement
 from bench.peer import PEERS
 from bench.plot import Panel
 from bench.report import say
 from bench.server import NotInTime
 from bench.workload import MODELS, WORKLOADS, WorkFiles, Workload, image, right
+from load import loadgen
+from load.loadgen import Item
 
 SECONDS = 3.0
 REPEATS = 2

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench import cost, loadgen
 from bench.contender import ROLES, Running
-from bench.cost import Reading
-from bench.loadgen import Counts
+from load import cost, loadgen
+from load.cost import Reading
+from load.loadgen import Counts
 
 WARM_UP_S = 0.5
 # the kernel counts CPU in hundredths of a second

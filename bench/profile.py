@@ -24,14 +24,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import arena, cost, footprint, loadgen, report, syscalls
+from bench import arena, footprint, report, syscalls
 from bench.client import STAGES, Client, Refused, sample_request
 from bench.compare import INTERRUPTED, RESULTS, check_tools, numbers
 from bench.footprint import ROLES, serving
-from bench.loadgen import Counts, Item
 from bench.report import say
 from bench.server import NotInTime, Server
 from bench.work import ROOT
+from load import cost, loadgen
+from load.loadgen import Counts, Item
 from nginx import StartError
 
 MODELS = (ROOT / "bench" / "models" / "noop", ROOT / "models" / "digits")

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import orjson
 
-from bench import loadgen, train
-from bench.loadgen import Item
+from bench import train
 from bench.work import ROOT
+from load import loadgen
+from load.loadgen import Item
 
 MODELS = ROOT / "bench" / "models"
 INPUTS = 50

@@ -7,11 +7,11 @@ import sys
 import pytest
 from matplotlib import image
 
-from bench import cost
 from bench.compare import Comparison
 from bench.server import alive, wait_until
 from bench.work import ROOT
 from bench.workload import WORKLOADS
+from load import cost
 
 SHORT = ["--seconds", "0.2", "--repeats", "1", "--tries", "1"]
 

@@ -3,8 +3,9 @@
 import subprocess
 import sys
 
-from bench import footprint, loadgen
+from bench import footprint
 from bench.syscalls import Call
+from load import loadgen
 
 WORKER, MULE, GUARD, OTHER = 10, 20, 21, 30
 ROLES = {WORKER: "worker", MULE: "mule", GUARD: "mule"}

@@ -8,14 +8,15 @@ import sys
 
 import pytest
 
-from bench import cost, profile
+from bench import profile
 from bench.client import Client, Refused
 from bench.profile import Profile
 from bench.server import alive, wait_until
 from bench.work import ROOT
+from load import cost
 
 from .test_compare import run
-from .tiny_server import TinyServer, sized
+from tests.load.tiny_server import TinyServer, sized
 
 SHORT = ["--seconds", "0.3", "--clients", "1,3"]
 

@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from bench import loadgen
-from bench.loadgen import Item
+from load import loadgen
+from load.loadgen import Item
 
 from .tiny_server import TinyServer, chunked, sized
 
@@ -173,3 +174,80 @@ def test_it_looks_when_the_measurement_begins_and_ends(tmp_path):
     assert (ran.before, ran.after) == ("before", "after")
     # the warm-up is not counted
     assert 0 < ran.counts.right < server.counts["right"]
+
+
+# ---- an open loop
+
+
+@pytest.fixture
+def flow(tmp_path):
+    """Runs the generator with a rate; what was counted, what was done, and each request by itself."""
+
+    def flow(answer, rate=400.0, clients=CLIENTS, seconds=0.5, warm_up=0.05, seed=1):
+        server = TinyServer(answer)
+        work, samples = tmp_path / "work", tmp_path / "samples"
+        loadgen.write_work(work, items())
+        try:
+            ran = loadgen.run(server.port, clients, seconds, warm_up, work, lambda: None, rate, seed, samples)
+        finally:
+            server.close()
+        return ran.counts, server.counts, loadgen.read_samples(samples)
+
+    return flow
+
+
+def test_an_open_loop_asks_at_its_rate_and_at_the_moments_that_its_seed_draws(flow):
+    def answer(body, number):
+        return [sized(echo(body))], "right"
+
+    counts, _, samples = flow(answer, rate=2000.0, clients=16)
+    assert counts.errors == counts.refused == 0 and counts.right == len(samples)
+    # of a thousand arrivals the deviation is 32
+    assert 800 < counts.right < 1200
+    gaps = np.diff(samples["due_us"][np.argsort(samples["due_us"])]) / 500
+    # those of a Poisson process: as much deviation as mean
+    assert 0.8 < gaps.std() / gaps.mean() < 1.2
+    again, _, other = flow(answer, rate=2000.0, clients=16)[0], None, flow(answer, 2000.0, 16, seed=2)[2]
+    assert 800 < again.right < 1200
+    assert list(other["due_us"][:20]) != list(samples["due_us"][:20])
+
+
+def test_time_counts_from_when_a_request_fell_due_and_not_from_when_it_could_be_sent(flow):
+    def answer(body, number):
+        # stalls once, and has one connection: all that falls due meanwhile is late, and each says by how much
+        return [0.3 if number == 40 else 0.0, sized(echo(body))], "right"
+
+    counts, _, samples = flow(answer, rate=400.0, clients=1, warm_up=0.0)
+    stalled = samples["took_us"] > 50_000
+    assert counts.right == len(samples) and counts.errors == 0
+    # three tenths of a second of 400 a second, of which a sixth was nearly over
+    assert 60 < stalled.sum() <= counts.late + 1
+
+
+def test_a_refusal_puts_off_nobody_in_an_open_loop(flow):
+    def answer(body, number):
+        if number % 2:
+            return [sized(b"", "503 Busy", "Retry-After: 60")], "refused"
+        return [sized(echo(body))], "right"
+
+    counts, done, samples = flow(answer)
+    assert counts.refused > 50 and counts.right > 50 and counts.errors == 0
+    assert (samples["status"] == 503).sum() == counts.refused
+    assert counts.refused <= done["refused"] and counts.right <= done["right"]
+
+
+def test_what_falls_due_and_is_not_answered_is_in_the_samples(flow):
+    counts, _, samples = flow(lambda body, number: ([None], "cut"))
+    assert counts.cut == len(samples) > 50 and not samples["status"].any()
+    pieces = [b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", 3600.0]
+    counts, _, samples = flow(lambda body, number: (pieces, "stuck"))
+    assert counts.stuck >= len(samples) > 50 and not samples["status"].any()
+    assert (samples["took_us"] >= 5_900_000).all()
+
+
+def test_the_servers_own_times_are_read(flow):
+    def answer(body, number):
+        return [sized(echo(body), "200 OK", "Server-Timing: decode;dur=1, queue;dur=0.25, predict;dur=5.5")], "right"
+
+    _, _, samples = flow(answer)
+    assert set(samples["queue_us"]) == {250} and set(samples["predict_us"]) == {5500}

@@ -4,8 +4,8 @@ import os
 import subprocess
 import sys
 
-from bench import cost
-from bench.cost import Process, Reading
+from load import cost
+from load.cost import Process, Reading
 
 SPIN = "import time\nend = time.process_time() + 0.2\nwhile time.process_time() < end: pass\nprint(flush=True)\ninput()"
 

@@ -1,4 +1,4 @@
-"""bench/loadgen.c from Python: compiled on the spot, fed with work, and read.
+"""load/loadgen.c from Python: compiled on the spot, fed with work, and read.
 
 Units: seconds, but for what ends in _ms.
 """
@@ -13,14 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
-from bench.work import ROOT
+import numpy as np
+import numpy.typing as npt
 
-SOURCE = ROOT / "bench" / "loadgen.c"
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "load" / "loadgen.c"
 PROGRAM = ROOT / "build" / "loadgen"
 # what is right of an answer: bytes that its body has, numbers, or all of its body
 CONTAINS, NUMBERS, EQUALS = 0, 1, 2
 
+# of one request, as SAMPLES has it
+SAMPLE = np.dtype([(name, "<u4") for name in ("due_us", "took_us", "status", "queue_us", "predict_us")])
+Samples = npt.NDArray[np.void]
+
 T = TypeVar("T")
+
+
+class NoCompiler(Exception):
+    """The program is not there and cannot be made, in one sentence."""
 
 
 class Item(NamedTuple):
@@ -42,6 +52,8 @@ class Counts:
     cut: int
     failed: int
     stuck: int
+    # of an open loop: written too long after they fell due
+    late: int
     reopened: int
     p50_ms: float
     p90_ms: float
@@ -108,21 +120,40 @@ def write_work(file: Path, items: Sequence[Item]) -> None:
 
 
 def compiled(source: Path = SOURCE, program: Path = PROGRAM, options: Sequence[str] = ()) -> Path:
-    """The program, compiled unless it is newer than its source."""
-    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
-        compiler = shutil.which("cc") or shutil.which("gcc") or "cc"
-        program.parent.mkdir(parents=True, exist_ok=True)
+    """The program, compiled unless it is newer than its source, or there is no compiler, as in the image."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if not program.exists() and compiler is None:
+        raise NoCompiler(f"a C compiler is missing, for {source.name}: apt-get install gcc libc6-dev")
+    if compiler and (not program.exists() or program.stat().st_mtime < source.stat().st_mtime):
         # two may do this at the same time
         unfinished = program.with_name(f"{program.name}.{os.getpid()}")
-        subprocess.run([compiler, "-O2", "-Wall", "-Wextra", *options, "-o", unfinished, source, "-lm"], check=True)
+        command = [compiler, "-O2", "-Wall", "-Wextra", *options, "-o", str(unfinished), str(source), "-lm"]
+        try:
+            program.parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run(command, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise NoCompiler(f"{source.name} cannot be compiled into {program.parent}: {error}") from error
         unfinished.rename(program)
     return program
 
 
-def run(port: int, clients: int, seconds: float, warm_up: float, work: Path, look: Callable[[], T]) -> Run[T]:
-    """Load a server.  look is called when the warm-up is over, and again at the end."""
-    arguments = ["127.0.0.1", str(port), str(clients), str(seconds), str(warm_up), str(work)]
-    command = [str(compiled()), *arguments]
+def run(
+    port: int,
+    clients: int,
+    seconds: float,
+    warm_up: float,
+    work: Path,
+    look: Callable[[], T],
+    rate: float = 0.0,
+    seed: int = 1,
+    samples: Path | None = None,
+) -> Run[T]:
+    """Load a server.  look is called when the warm-up is over, and again at the end.
+
+    rate: of an open loop, requests a second; 0: a closed loop.  samples: a file for all that was counted.
+    """
+    arguments = ["127.0.0.1", str(port), str(clients), str(seconds), str(warm_up), str(work), str(rate), str(seed)]
+    command = [str(compiled()), *arguments, *([str(samples)] if samples else [])]
     before = after = None
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
@@ -139,3 +170,8 @@ def run(port: int, clients: int, seconds: float, warm_up: float, work: Path, loo
     found = json.loads(told)
     del found["connections"]
     return Run(Counts(**found), process.pid, before, after)
+
+
+def read_samples(file: Path) -> Samples:
+    """What a run has written, a row for each request."""
+    return np.fromfile(file, dtype=SAMPLE)
