@@ -76,6 +76,8 @@ class Predict:
         self._served = board.service()
         self._named: dict[int, Service] = {}
         self._look_at = 0.0
+        # the model's, as WSGI spells what is not ASCII
+        self._name = ""
         # who has more time than this is not late, even if a row came to each seat since the last look
         self._most_s = 0.0
         self._pid = 0
@@ -86,13 +88,13 @@ class Predict:
         """The answer to one request, whatever happens to it."""
         start = time.monotonic()
         request_id = problems.request_id(environ)
-        version, rows, code, stages, accept_s = ANY, 0, "", _NONE, 0.0
+        version, rows, batch_rows, code, stages, accept_s = ANY, 0, 0, "", _NONE, 0.0
         try:
             try:
                 if passed_on := environ.get("HTTP_X_PASSED_ON"):
                     # it may have waited in the socket's backlog since nginx passed it on, by the clock of the host
                     accept_s = max(0.0, time.time() - float(passed_on))
-                answer, version, rows, stages = self._predict(environ, route, start, request_id, accept_s)
+                answer, version, rows, batch_rows, stages = self._predict(environ, route, start, request_id, accept_s)
             except ServingError as error:
                 code, answer = error.code, _refusal(route, error, request_id)
                 version = ANY if error.version is None else error.version
@@ -104,6 +106,12 @@ class Predict:
             # nginx opens its next connection to the uWSGI that serves now, or to whichever worker is free
             answer[1].append(("Connection", "close"))
             self._crowded = False
+        # for nginx, whose log has all of the request
+        sizes = "null;null" if code else f"{rows};{batch_rows}"
+        asked = "null" if version == ANY else version
+        answer[1].append(
+            ("X-Log", f"{route.dialect.name};{asked};{sizes};{accept_s * 1000:.3f};{code};{self._name}"),
+        )
         total_s = time.monotonic() - start + accept_s
         self._ends.count(
             self._transport.seat(), route.dialect.name, answer[0], code, version, total_s, request_id, rows, stages
@@ -112,8 +120,8 @@ class Predict:
 
     def _predict(
         self, environ: Mapping[str, Any], route: Route, start: float, request_id: str, accept_s: float
-    ) -> tuple[Answer, int, int, Stages]:
-        """The answer, the version that gave it, the rows, and the seconds of each stage."""
+    ) -> tuple[Answer, int, int, int, Stages]:
+        """The answer, the version that gave it, the rows, those of the batch, and the seconds of each stage."""
         if start >= self._look_at:
             self._look(start)
         deadline = start + self._deadline_s - accept_s
@@ -182,6 +190,7 @@ class Predict:
             answer,
             reply.version,
             rows,
+            reply.batch_rows,
             (accept_s, decode_s, reply.queue_ms / 1000, reply.predict_ms / 1000, encode_s),
         )
 
@@ -230,6 +239,7 @@ class Predict:
             self._pid = os.getpid()
         service = self._served = self._board.service()
         self._named, self._look_at = {}, now + _LOOK_S
+        self._name = service.card.name.encode().decode("latin-1") if service.card else ""
         self._draining, self._crowded = self._drains(), self._transport.crowded()
         if self._settings.refuse_late:
             waiting = self._transport.waiting_rows(service.versions)

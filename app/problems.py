@@ -66,7 +66,8 @@ def register(app: Flask, form: Callable[[str, int, str], bytes | None]) -> None:
         id = request_id(request.environ)
         own = form(request.path, status, detail)
         told = body(status, code, title, detail, id) if own is None else own
-        return Response(told, status, {"X-Request-ID": id}, mimetype=MEDIA_TYPE if own is None else "application/json")
+        about = {"X-Request-ID": id, "X-Log": f";null;null;null;null;{code};"}
+        return Response(told, status, about, mimetype=MEDIA_TYPE if own is None else "application/json")
 
     @app.errorhandler(ServingError)
     def refusal(error: ServingError) -> Response:

@@ -35,7 +35,7 @@ class Task:
 
 @dataclass(slots=True)
 class Reply:
-    """What a replica answers: outputs, or the error it ended in."""
+    """What a replica answers: outputs, or the error it ended in.  batch_rows: of all that it predicted together."""
 
     uuid: bytes
     version: int
@@ -43,3 +43,4 @@ class Reply:
     predict_ms: float = 0.0
     outputs: Tensors = field(default_factory=dict)
     error: ServingError | None = None
+    batch_rows: int = 0

@@ -21,8 +21,9 @@ from serving.task import Reply, Task, Tensor, Tensors
 
 # uuid, offered, deadline, rows, tensors, length of the signature's name (0: the default), length of the request id
 _TASK = struct.Struct("<16sddIBBB9x")
-# uuid, version, queue_ms, predict_ms, tensors, length of the error's code (0: no error), length of its detail
-_REPLY = struct.Struct("<16sQffBBH12x")
+# uuid, version, queue_ms, predict_ms, tensors, length of the error's code (0: no error), length of its detail, rows of
+# the batch
+_REPLY = struct.Struct("<16sQffBBHI8x")
 # length of the name, dtype, number of axes, bytes of data
 _TENSOR = struct.Struct("<BBHQ")
 _GAPS = [bytes(-size % 16) for size in range(16)]
@@ -72,7 +73,14 @@ def encode_reply(reply: Reply) -> bytes:
         code = reply.error.code.encode()
         detail = str(reply.error).encode(errors="replace")[:_MAX_DETAIL_BYTES]
     head = _REPLY.pack(
-        reply.uuid, reply.version, reply.queue_ms, reply.predict_ms, len(reply.outputs), len(code), len(detail)
+        reply.uuid,
+        reply.version,
+        reply.queue_ms,
+        reply.predict_ms,
+        len(reply.outputs),
+        len(code),
+        len(detail),
+        reply.batch_rows,
     )
     return _join(head, reply.outputs, code + detail)
 
@@ -82,10 +90,10 @@ def encode_replies(
 ) -> Iterator[bytes]:
     """The frames of the replies to a batch that was predicted at start; outputs are those of all its tasks."""
     columns = [_Column(name, tensor) for name, tensor in outputs.items()]
-    first = 0
+    first, rows = 0, sum(task.rows for task in batch)
     for task in batch:
         last = first + task.rows
-        parts = [_REPLY.pack(task.uuid, version, (start - task.offered) * 1000, predict_ms, len(columns), 0, 0)]
+        parts = [_REPLY.pack(task.uuid, version, (start - task.offered) * 1000, predict_ms, len(columns), 0, 0, rows)]
         for column in columns:
             column.append(parts, first, last)
         yield b"".join(parts)
@@ -118,12 +126,12 @@ class _Column:
 
 def decode_reply(frame: bytes) -> Reply:
     """The reply of a frame."""
-    uuid, version, queue_ms, predict_ms, tensors, code, detail = _REPLY.unpack_from(frame)
+    uuid, version, queue_ms, predict_ms, tensors, code, detail, batch_rows = _REPLY.unpack_from(frame)
     error = None
     if code:
         end = len(frame) - detail
         error = by_code(frame[end - code : end].decode(), frame[end:].decode(errors="replace"))
-    return Reply(uuid, version, queue_ms, predict_ms, _split(frame, _REPLY.size, tensors), error)
+    return Reply(uuid, version, queue_ms, predict_ms, _split(frame, _REPLY.size, tensors), error, batch_rows)
 
 
 def _join(head: bytes, tensors: Tensors, end: bytes) -> bytes:
