@@ -12,7 +12,6 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
 
 PR_SET_PDEATHSIG = 1
 # for a child that did not stop in time, before it is killed
@@ -20,15 +19,16 @@ LAST_WORDS_S = 0.8
 Child = subprocess.Popen[bytes]
 
 
-def spawn(command: Sequence[str], environ: dict[str, str], folder: Path, log: TextIO | None) -> Child:
-    """Start a program there, which writes to this log."""
+def spawn(command: Sequence[str], environ: dict[str, str], folder: Path, out: int | None, err: int, log: int) -> Child:
+    """Start a program there, which prints to these files, and has the log open, too."""
     return subprocess.Popen(
         command,
         cwd=folder,
         env=environ,
         stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
+        stdout=out,
+        stderr=err,
+        pass_fds=[log],
         # Ctrl-C is for the parent alone: it knows the order of a stop
         start_new_session=True,
         preexec_fn=_in_child,

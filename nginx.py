@@ -13,12 +13,15 @@ import socket
 import subprocess
 from pathlib import Path
 
+from serving.logs import Form
 from serving.settings import Settings
 
 TEMPLATE = Path(__file__).resolve().parent / "nginx.conf"
 # in the run folder, as nginx.conf has it
 STATUS = "status.sock"
 GRPC_TEMPLATE = TEMPLATE.with_name("grpc.conf")
+
+_COLOURS = {"plain": "\x1b[0m", "faint": "\x1b[2m", "good": "\x1b[32m", "odd": "\x1b[33m", "bad": "\x1b[31m"}
 
 
 class StartError(Exception):
@@ -71,13 +74,17 @@ def listens(host: str, port: int) -> bool:
     return True
 
 
-def configuration(settings: Settings, listen: str, run_dir: Path, log_dir: Path | None) -> str:
+def configuration(settings: Settings, listen: str, run_dir: Path, log_dir: Path | None, form: Form = Form.JSON) -> str:
     """nginx.conf with each @{name} filled in; the dollar is nginx's own."""
     user = pwd.getpwuid(os.getuid()).pw_name if os.getuid() == 0 else ""
     values = {
         "run_dir": run_dir,
         "access_log": log_dir / "access.log" if log_dir else "/dev/stdout",
-        "error_log": log_dir / "server.log" if log_dir else "stderr",
+        "log_format": "json" if form is Form.JSON else "text",
+        "grpc_log_format": "json_grpc" if form is Form.JSON else "text",
+        **(_COLOURS if form is Form.COLOUR else dict.fromkeys(_COLOURS, "")),
+        # one in ten thousand is the least that nginx knows
+        "sampled": f"{100 * settings.access_log_sample:.2f}% 1; * 0;" if settings.access_log_sample < 1 else "* 1;",
         # nginx's processes are of the user that uWSGI's socket is for
         "user": f"user {user} {grp.getgrgid(os.getgid()).gr_name};" if user else "",
         "listen": listen,

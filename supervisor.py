@@ -6,6 +6,7 @@ Runs in:  its own process, PID 1 in the image.  Knows nothing of queues.
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,9 @@ from children import Child
 from instance import FOLDERS, SOCKETS, Instance
 from nginx import StartError
 from refusals import Refusals
+from serving import logs
 from serving.errors import ModelError, SettingsError, SourceError
+from serving.logs import Form, Log, Pipe
 from serving.model import ModelCard
 from serving.plan import Plan, Release
 from serving.settings import Settings
@@ -47,6 +50,11 @@ QUIET_S = 1.0
 FAILURES_S = 0.5
 # for a signal; the kernel has no longer time than some
 LONGEST_WAIT_S = 3600.0
+# where the log is open in all processes: above what uWSGI opens before our code runs
+LOG_FD = 64
+# for what a program has printed before its end
+LAST_LINES_S = 0.5
+LOG = logging.getLogger("muleteer")
 T = TypeVar("T")
 NOT_IN_PATHS = re.compile(r"""[$"'\\%:;{}\n]""")
 
@@ -83,6 +91,8 @@ class Supervisor:
         self.instance = Instance(self.run_dir, FOLDERS[0], self.ini, environ, self._hear)
         self.other: Instance | None = None
         self.nginx: Child | None = None
+        # what they print
+        self.pipes: list[Pipe] = []
         self.aside: threading.Thread | None = None
         self.stops = 0
         # signals that ask for a reload which has not begun
@@ -106,9 +116,8 @@ class Supervisor:
             self._complain(self.instance.catalog.stale)
             self._start(self.instance)
             self.instance.link()
-            self.nginx = self._spawn(
-                [nginx.program(), "-c", str(self.run_dir / "nginx.conf"), "-p", str(self.run_dir)], self.environ
-            )
+            conf = str(self.run_dir / "nginx.conf")
+            self.nginx = self._spawn("nginx", [nginx.program(), "-c", conf, "-p", str(self.run_dir)], self.environ)
             ready = self._until_ready(self.instance)
             while not nginx.listens(self.host, self.port):
                 self._next_event(0.1)
@@ -128,7 +137,7 @@ class Supervisor:
                     self._look_for_versions()
                     looked = time.monotonic()
         except LoadError as error:
-            _say(f"{error}{self._see_log()}", sys.stderr)
+            self._say(str(error), logging.ERROR, self._see_log())
             return 1
         except Ended as ended:
             return ended.status
@@ -160,6 +169,7 @@ class Supervisor:
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise StartError(f"another server runs in {self.run_dir}; set RUN_DIR to a folder of its own") from None
+        self.log = self._open_log()
         nginx.clear(self.run_dir)
         (self.run_dir / "nginx.conf").write_text(self._nginx_conf(self.instance))
         # what was asked of a server before this one, and what it was at when it was killed
@@ -173,23 +183,36 @@ class Supervisor:
             nginx.check_address(self.host, settings.grpc_port, "GRPC_PORT")
 
     def _nginx_conf(self, instance: Instance) -> str:
-        return nginx.configuration(instance.settings, self.address, self.run_dir, self.log_dir)
+        return nginx.configuration(instance.settings, self.address, self.run_dir, self.log_dir, self.log.form)
 
     def _start(self, instance: Instance) -> None:
         instance.make_folder()
-        instance.process = self._spawn(instance.command, instance.environ)
+        instance.process = self._spawn("uwsgi", instance.command, instance.environ)
 
-    def _spawn(self, command: list[str], environ: dict[str, str]) -> Child:
-        with self._log() as log:
-            return children.spawn(command, environ, ROOT, log)
+    def _spawn(self, program: str, command: list[str], environ: dict[str, str]) -> Child:
+        """Start nginx or uWSGI.  What it prints becomes lines of the log; nginx writes its own to standard output."""
+        pipe = Pipe(self.log, program)
+        try:
+            out = pipe.fd if program == "uwsgi" else None
+            return children.spawn(command, environ | logs.told(self.log), ROOT, out, pipe.fd, self.log.fd)
+        finally:
+            pipe.start()
+            self.pipes = [*(one for one in self.pipes if one.is_open()), pipe]
 
-    @contextlib.contextmanager
-    def _log(self) -> Iterator[TextIO | None]:
+    def _open_log(self) -> Log:
+        """server.log, or standard error; where others find it open, too."""
         if self.log_dir is None:
-            yield None
-            return
-        with (self.log_dir / "server.log").open("a") as log:
-            yield log
+            fd = os.dup(2)
+        else:
+            fd = os.open(self.log_dir / "server.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOG_FD)
+        os.close(fd)
+        terminal = self.log_dir is None and os.isatty(1) and os.isatty(2)
+        form = logs.choose(self.instance.settings.log_format, terminal, self.environ)
+        # libraries have their own words for what is said here, but for warnings
+        log = logs.start(Log(form, high, "supervisor"), "warning")
+        LOG.setLevel(logging.INFO)
+        return log
 
     # ---- start
 
@@ -269,7 +292,7 @@ class Supervisor:
         return True
 
     def _tell_refused(self, version: int, reason: str) -> None:
-        _say(f"version {version} is not served: {reason}", sys.stderr)
+        self._say(f"version {version} is not served: {reason}", logging.ERROR)
 
     def _loaded(self, plan: Plan, before: Plan) -> None:
         """The models of a plan have been loaded, or could not be."""
@@ -279,16 +302,16 @@ class Supervisor:
     def _announce(self, ready: dict[str, Any]) -> None:
         card = ModelCard.from_dict(ready["model"])
         url = f"http://{self.address}"
-        _say(f"ready at {url}")
-        print(f"  model  {card.name}, {self.instance.plan} ({card.engine}), {self.instance.model.path}")
+        self._say(f"ready at {url}")
+        told = [f"model  {card.name}, {self.instance.plan} ({card.engine}), {self.instance.model.path}"]
         if policy := reload.pinned(self.run_dir):
-            print(f"         pinned by `reload --version {policy}`; `reload --unpin` ends that")
-        print(f"  mules  {self.instance.settings.mules}, {ready['ready_replicas']} of them ready")
+            told.append(f"       pinned by `reload --version {policy}`; `reload --unpin` ends that")
+        told.append(f"mules  {self.instance.settings.mules}, {ready['ready_replicas']} of them ready")
         if port := self.instance.settings.grpc_port:
-            print(f"  grpc   {self.address.rpartition(':')[0]}:{port}")
+            told.append(f"grpc   {self.address.rpartition(':')[0]}:{port}")
         if self.log_dir:
-            print(f"  logs   {self.log_dir}")
-        print(f"  try    {self._curl(card, url)}", flush=True)
+            told.append(f"logs   {self.log_dir}")
+        self._print("\n".join(f"  {line}" for line in [*told, f"try    {self._curl(card, url)}"]))
 
     def _curl(self, card: ModelCard, url: str) -> str:
         """A line to paste: one real sample, from a file when it is long."""
@@ -349,7 +372,7 @@ class Supervisor:
     def _complain(self, complaint: str) -> None:
         """Tell what is wrong with the source, once; empty: nothing."""
         if complaint and complaint != self.complaint:
-            _say(f"what was there before is served: {complaint}", sys.stderr)
+            self._say(f"what was there before is served: {complaint}", logging.ERROR)
         self.complaint = complaint
 
     def _hear(self, text: str) -> None:
@@ -537,7 +560,7 @@ class Supervisor:
 
     def _tell(self, text: str, state: str = reload.RUNNING) -> None:
         """Say it; during a reload also to those who asked for it."""
-        _say(text, sys.stderr if state == reload.FAILED else None)
+        self._say(text, logging.ERROR if state == reload.FAILED else logging.INFO)
         if self.progress.state == reload.RUNNING:
             self.progress = reload.Progress(self.progress.number, state, text)
             # a full disk is no reason to end what serves
@@ -553,7 +576,8 @@ class Supervisor:
             raise Ended(0)
         for name, child in (("uwsgi", self.instance.process), ("nginx", self.nginx)):
             if child and child.returncode is not None:
-                _say(f"{name} ended by itself with status {child.returncode}{self._see_log()}", sys.stderr)
+                told = f"{name} ended by itself with status {child.returncode}"
+                self._say(told, logging.ERROR, self._see_log())
                 raise Ended(1)
 
     def _take_signal(self, wait_s: float | None) -> None:
@@ -587,7 +611,7 @@ class Supervisor:
             if sys.stdout.isatty():
                 # below the ^C of the terminal
                 print(flush=True)
-            _say(f"draining, for at most {timeout_s} s")
+            self._say(f"draining, for at most {timeout_s} s")
         if self.progress.state == reload.RUNNING:
             self._tell("not reloaded: the server stops", reload.FAILED)
         uwsgi = [child for child in self._children() if child is not self.nginx]
@@ -598,8 +622,10 @@ class Supervisor:
         for instance in (self.instance, self.other):
             if instance:
                 instance.remove_folder()
+        for pipe in self.pipes:
+            pipe.wait(LAST_LINES_S)
         if self.stops:
-            _say("stopped")
+            self._say("stopped")
 
     def _stop(self, some: Sequence[Child], number: int, deadline: float, wait: Callable[[float], None]) -> None:
         # asked twice, it ends at once
@@ -609,12 +635,33 @@ class Supervisor:
         """The last lines of the log, or nothing where they are on the terminal already."""
         if self.log_dir is None:
             return ""
+        for pipe in self.pipes:
+            pipe.wait(LAST_LINES_S)
         log = self.log_dir / "server.log"
         try:
             lines = log.read_text(errors="replace").splitlines()[-8:]
         except OSError:
             return ""
-        return "\n  | ".join([f"; the end of {log}:", *lines])
+        return "\n  | ".join([f"; the end of {log}:", *"\n".join(map(logs.read, lines)).splitlines()[-8:]])
+
+    def _say(self, text: str, level: int = logging.INFO, more: str = "") -> None:
+        """To who started it, and into the log; more: that this one has already."""
+        if self.log_dir or self.log.form is Form.JSON:
+            LOG.log(level, text)
+        if self.log_dir or self.log.form is not Form.JSON:
+            self._print(f"muleteer: {text}{more}", sys.stderr if level == logging.ERROR else sys.stdout)
+
+    def _print(self, text: str, stream: TextIO = sys.stdout) -> None:
+        if self.log_dir is None and self.log.form is Form.JSON:
+            for line in text.splitlines():
+                LOG.info(line)
+            return
+        try:
+            print(text, file=stream, flush=True)
+        except OSError:
+            # whoever read it is gone; that ends no server
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _as_planned(replica: dict[str, Any], plan: Plan) -> bool:
@@ -660,12 +707,3 @@ def ini_of(environ: dict[str, str]) -> Path:
 def run_dir_of(environ: dict[str, str]) -> Path:
     """The run folder of a server with this environment."""
     return Path(environ.get("RUN_DIR") or ROOT / "run" / str(_port(environ))).resolve()
-
-
-def _say(text: str, stream: TextIO | None = None) -> None:
-    try:
-        print(f"muleteer: {text}", file=stream, flush=True)
-    except OSError:
-        # whoever read it is gone; that ends no server
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), (stream or sys.stdout).fileno())

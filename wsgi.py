@@ -12,7 +12,7 @@ import reload
 from app import create_app
 from app.front import Front
 from app.metrics import Metrics
-from serving import uwsgi_transport
+from serving import logs, uwsgi_transport
 from serving.counts import Counts
 from serving.plan import PlanFile
 from serving.quarantine import Quarantine
@@ -23,10 +23,7 @@ from serving.store import Board
 M_ARENA_MAX = -8
 
 settings = Settings.read(Path(uwsgi_transport.config_file()))
-logging.basicConfig(
-    level=settings.log_level.upper(),
-    format="%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s",
-)
+log = logs.start(logs.heard(os.environ, "master"), settings.log_level)
 transport = uwsgi_transport.UwsgiTransport(settings)
 quarantine = Quarantine(uwsgi_transport.Notes(), settings.quarantine_s)
 # of each thread that predicts, and of each worker, for what is no prediction
@@ -73,12 +70,14 @@ def start_process() -> None:
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
         transport.start_worker()
         number = uwsgi_transport.worker_id()
+        log.rename(f"worker {number}")
         # the one that answers health
         control = number > settings.prediction_workers
         metrics.start_worker(number, control)
         if settings.pin_workers and not control:
             pin(number)
         return
+    log.rename(f"mule {id}")
     status = 1
     try:
         from mules.mule import run

@@ -99,7 +99,7 @@ class Predict:
                 code, answer = error.code, _refusal(route, error, request_id)
                 version = ANY if error.version is None else error.version
         except Exception:
-            log.exception("request=%s the handler failed", request_id)
+            log.exception("the handler failed", extra={"request_id": request_id})
             failed = ServingError("the server failed; the log has more under this request id")
             code, answer = failed.code, _refusal(route, failed, request_id)
         if self._draining or self._crowded:
@@ -284,5 +284,5 @@ def _refusal(route: Route, error: ServingError, request_id: str) -> Answer:
     if error.retry_after_s is not None:
         headers.append(("Retry-After", str(error.retry_after_s)))
     if isinstance(error, EngineError):
-        log.info("request=%s answered %d %s", request_id, status, error.code)
+        log.info("answered %d %s", status, error.code, extra={"request_id": request_id})
     return problems.status_line(status), headers, told

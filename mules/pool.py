@@ -199,11 +199,11 @@ class Pool:
         def verdict(ticket: Ticket, frame: bytes) -> bytes:
             guilty = self._judge(ticket, digest(frame, ticket.version), by_itself, spared)
             log.error(
-                "request=%s answered 500 replica_crashed: its process %s, %d times; %s",
-                peek_request_id(frame),
+                "answered 500 replica_crashed: its process %s, %d times; %s",
                 how,
                 ticket.attempts,
                 f"refused for {self._settings.quarantine_s} s" if guilty else "it was not alone",
+                extra={"request_id": peek_request_id(frame)},
             )
             error = ReplicaCrashed(f"the process that predicted it {how}; {ticket.attempts} attempts were made")
             return encode_reply(Reply(ticket.uuid, 0, error=error))

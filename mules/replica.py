@@ -184,7 +184,7 @@ class Replica:
                 # what the model raised may hold anything: it goes to the log alone
                 told = str(error) if isinstance(error, EngineError) else f"the model raised {type(error).__name__}"
                 for task in batch:
-                    log.error("request=%s the model raised", task.request_id, exc_info=error)
+                    log.error("the model raised", exc_info=error, extra={"request_id": task.request_id})
                     self._publish_error(task, start, EngineError(f"{told}; the log has more under this request id"))
             return
         self._end_by(0)
@@ -196,7 +196,7 @@ class Replica:
             try:
                 self._transport.publish(one, frame)
             except ServingError as error:
-                log.error("request=%s %s: %s", task.request_id, error.code, error)
+                log.error("%s: %s", error.code, error, extra={"request_id": task.request_id})
                 self._publish_error(task, start, error)
 
     def _predict(self, batch: batching.Batch) -> Tensors:
@@ -219,7 +219,7 @@ class Replica:
         try:
             self._transport.publish(taken, encode_reply(reply))
         except ServingError as worse:
-            log.error("request=%s %s: %s", task.request_id, worse.code, worse)
+            log.error("%s: %s", worse.code, worse, extra={"request_id": task.request_id})
             self._transport.drop(taken)
 
     def _measure(self, rows: int, took_s: float) -> None:

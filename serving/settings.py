@@ -25,6 +25,7 @@ from serving.errors import SettingsError
 from serving.plan import POLICY
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("auto", "json", "text")
 # Kubernetes puts these into every pod when a service is called "serving"
 _FOREIGN = ("SERVING_SERVICE_", "SERVING_PORT")
 _FIXED = {
@@ -47,6 +48,7 @@ _OTHER_CONNECTIONS = 64
 _MAX_PORT = 65535
 _PLACEHOLDER = re.compile(r"%\((\w+)\)|\$\((\w+)\)")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
+_NUMBER = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 def _serving(default: Any, low: int | None = None) -> Any:
@@ -109,6 +111,8 @@ class Settings:
     heartbeat_timeout_ms: int = _serving(3000, 1000)
     stop_timeout_s: int = _serving(9)
     log_level: str = _serving("info")
+    log_format: str = _serving("auto")
+    access_log_sample: float = _serving(1.0, 0)
 
     @classmethod
     def read(cls, file: Path, environ: Mapping[str, str] = os.environ) -> "Settings":
@@ -199,6 +203,11 @@ class Settings:
             raise _refusal("grpc_port", self.grpc_port, f"{_MAX_PORT} is the highest port", 8081)
         if self.log_level not in LOG_LEVELS:
             raise _refusal("log_level", self.log_level, f"it is one of {', '.join(LOG_LEVELS)}", "info")
+        if self.log_format not in LOG_FORMATS:
+            raise _refusal("log_format", self.log_format, f"it is one of {', '.join(LOG_FORMATS)}", "auto")
+        if self.access_log_sample > 1:
+            reason = "it is the part of the requests that are logged, and 1 is all of them"
+            raise _refusal("access_log_sample", self.access_log_sample, reason, 1)
         page = mmap.PAGESIZE
         step = page // math.gcd(page, self.queue_blocksize)
         least = 4 * self.seats
@@ -391,6 +400,12 @@ def _integer(name: str, text: str) -> int:
     return int(text)
 
 
+def _number(name: str, text: str) -> float:
+    if not _NUMBER.fullmatch(text):
+        raise SettingsError(f"{_shown(name)} = {text}: it must be a number, for example 0.01")
+    return float(text)
+
+
 def _boolean(name: str, text: str) -> bool:
     if text not in ("true", "false"):
         raise SettingsError(f"{_shown(name)} = {text}: it is true or false; true would do")
@@ -399,6 +414,7 @@ def _boolean(name: str, text: str) -> bool:
 
 _READ: dict[Any, Callable[[str, str], Any]] = {
     int: _integer,
+    float: _number,
     bool: _boolean,
     str: lambda name, text: text,
 }

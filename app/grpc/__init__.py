@@ -62,7 +62,7 @@ class Door:
         except ServingError as error:
             refused = error
         except Exception:
-            log.exception("request=%s the handler failed", request_id)
+            log.exception("the handler failed", extra={"request_id": request_id})
             refused = ServingError("the server failed; the log has more under this request id")
         if refused is not None:
             headers, told = call.outcome(refused.status, str(refused)), b""

@@ -168,7 +168,7 @@ def test_a_model_that_raises_is_told_in_the_log_and_not_in_the_answer(typed):
     assert "secret" not in detail and "RuntimeError" in detail
     wait_until(lambda: "the secret is 42" in typed.log, "the traceback is in the log", 5)
     log = typed.log
-    assert log.index("request=raising-1") < log.index("Traceback") < log.index("the secret is 42")
+    assert log.index('"request_id": "raising-1"') < log.index("Traceback") < log.index("the secret is 42")
 
 
 @pytest.mark.parametrize("how", ["raise SystemExit(3)", "raise KeyboardInterrupt", "__import__('sys').exit('bye')"])
@@ -177,7 +177,9 @@ def test_a_model_that_exits_has_failed_and_its_replica_goes_on(start, tmp_path, 
     server = start(MODEL=write_model(tmp_path / "exits", source), MULES=1).wait_ready()
     mules = server.processes()["mule"]
     check(server.predict({**GOOD, "name": "raise"}, X_Request_ID="exits-1"), 500, "engine")
-    wait_until(lambda: "request=exits-1" in server.log and "Traceback" in server.log, "the traceback is in the log", 5)
+    wait_until(
+        lambda: '"request_id": "exits-1"' in server.log and "Traceback" in server.log, "the traceback is in the log", 5
+    )
     assert server.predict(GOOD).status == 200
     assert server.processes()["mule"] == mules
 

@@ -98,7 +98,7 @@ def test_one_bad_task_of_a_batch_fails_alone(caplog):
     error = bench.error(bad)
     assert type(error) is EngineError
     assert str(error) == "the model raised ValueError; the log has more under this request id"
-    assert [record.message for record in caplog.records] == ["request=b-1 the model raised"]
+    assert [(record.message, record.request_id) for record in caplog.records] == [("the model raised", "b-1")]
     assert "ValueError: the secret is 42" in caplog.text
 
 
