@@ -10,7 +10,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,9 @@ Environment:
   RUN_DIR     folder for sockets, pid files and nginx's own files (run/PORT)
   LOG_DIR     folder for access.log and server.log (unset: standard output and error)
   MULES, WORKERS, THREADS, QUEUE, SERVING_<NAME>   override uwsgi.ini
+
+Exits with 0 when all is well, 1 when it is not, and 2 when an argument or a setting is wrong or no server runs;
+`muleteer COMMAND --help` tells more.
 """
 SERVE = """\
 Starts nginx and uWSGI, tells when it is ready, and stays.  This is what happens without a command, too.
@@ -61,7 +64,12 @@ Shows what the server of PORT or RUN_DIR serves; with --watch each second, until
 """
 FETCH = """\
 Brings a version from where MODEL says it is into the store of this machine, unless it is there already, and prints its
-folder: a server started with the same MODEL serves it from there, also while the network is gone.
+folder: a server started with the same MODEL serves it from there, also while the network is gone.  Exits with 1 when it
+could not be brought.
+"""
+LIST = """\
+Shows the versions of a model, with their labels and the sums by which they are told apart.  Exits with 2 when there is
+no model, or nothing to say so.
 """
 VERIFY = """\
 Loads a version as a replica would, predicts its sample, and compares with answer.json where there is one.  Exits with 0
@@ -89,6 +97,16 @@ as GET /v2/models/NAME or GET /v1/models/NAME/metadata tells what it takes.  Of 
 Without --dialect those are asked at whose paths there is something.  Exits with 0 when all passed, 1 when some failed,
 2 when nothing could be asked.
 """
+COMPLETION = """\
+Prints what a shell needs to complete commands, options and files.  In ~/.bashrc, or in ~/.zshrc after compinit:
+
+  eval "$(muleteer completion bash)"
+  eval "$(muleteer completion zsh)"
+
+fish loads ~/.config/fish/completions/muleteer.fish, and tcsh what a line in ~/.tcshrc sources.
+"""
+# of what these take, a shell knows files and folders
+FILES = {"file": "FILE", "sample": "FILE", "model": "DIRECTORY"}
 
 
 class Failed(Exception):
@@ -145,9 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     status = add("status", _status, "show what the server serves", STATUS)
     models = commands.add_parser("models", help="look at models", description="Looks at models, without a server.")
     looks = models.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    listing = add(
-        "list", _list, "the versions that there are", "Shows the versions of a model, and which are served.", looks
-    )
+    listing = add("list", _list, "the versions that there are", LIST, looks)
     fetch = add("fetch", _fetch, "bring a version to this machine", FETCH, looks)
     verify = add("verify", _verify, "load a version and try it", VERIFY, looks)
     checks = add("doctor", _doctor, "say what is wrong with this machine, uwsgi.ini or the model", DOCTOR)
@@ -162,6 +178,8 @@ def _parser() -> argparse.ArgumentParser:
     conform.add_argument("--timeout", type=float, default=10, metavar="SECONDS", help="for each answer (10)")
     form = conform.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print tables, with what says so")
+    completion = add("completion", _completion, "print what a shell needs to complete commands", COMPLETION)
+    completion.add_argument("shell", choices=("bash", "zsh", "fish", "tcsh"), metavar="SHELL", help="%(choices)s")
     for command in (serve, again, status, checks):
         command.add_argument("--port", help="the server's port (PORT)")
     for command in (listing, fetch, verify, predict, checks):
@@ -170,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--version", type=int, help="which version (the highest)")
     status_form = status.add_mutually_exclusive_group()
     status_form.add_argument("--watch", action="store_true", help="keep it live, with rates, until Ctrl-C")
-    for command in (status_form, listing, fetch, verify, checks, form):
+    for command in (again, status_form, listing, fetch, verify, checks, form):
         command.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -198,7 +216,7 @@ def _serve(asked: argparse.Namespace, environ: dict[str, str]) -> int:
 
 
 def _reload(asked: argparse.Namespace, environ: dict[str, str]) -> int:
-    return reload.ask(run_dir_of(environ), asked.all, asked.version)
+    return reload.ask(run_dir_of(environ), asked.all, asked.version, asked.json)
 
 
 def _status(asked: argparse.Namespace, environ: dict[str, str]) -> int:
@@ -332,6 +350,26 @@ def _conform(asked: argparse.Namespace, environ: dict[str, str]) -> int:
 
 
 # ---- words
+
+
+def _completion(asked: argparse.Namespace, environ: dict[str, str]) -> int:
+    import shtab
+
+    parser = _parser()
+    for action in _actions(parser):
+        if kind := FILES.get(action.dest):
+            action.complete = getattr(shtab, kind)  # type: ignore[attr-defined]
+    print(shtab.complete(parser, asked.shell))
+    return 0
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """All that a parser takes, and its commands."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _actions(command)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -116,23 +116,30 @@ def follow(run_dir: Path, everything: bool = False) -> Iterator[Progress]:
             time.sleep(_POLL_S)
 
 
-def ask(run_dir: Path, everything: bool, version: str | None = None) -> int:
+def ask(run_dir: Path, everything: bool, version: str | None = None, in_json: bool = False) -> int:
     """Ask for a reload and tell how it goes.  Returns the exit status: 0 done, 1 failed, 2 nobody to ask.
 
     version: what to serve from now on, also after a new start, instead of what version_policy says; empty: that again.
+    in_json: tell how it ended, and nothing before.
     """
     try:
         if version is not None and run_dir.is_dir() and not server_pid(run_dir):
             pin(run_dir, version)
-            print(f"muleteer: the next server in {run_dir} serves {version or 'what version_policy says'}")
+            told = f"the next server in {run_dir} serves {version or 'what version_policy says'}"
+            print(json.dumps({"state": DONE, "text": told}) if in_json else f"muleteer: {told}")
             return 0
         if version is not None:
             # before the reload that it is for is asked for; the server remembers it once that is done
             pin(run_dir, version, WISH)
         for progress in follow(run_dir, everything):
-            if progress.state == FAILED:
+            if in_json:
+                if progress.state != RUNNING:
+                    print(json.dumps({"state": progress.state, "text": progress.text}))
+                    return int(progress.state == FAILED)
+            elif progress.state == FAILED:
                 return _refuse(1, progress.text)
-            print(f"muleteer: {progress.text}", flush=True)
+            else:
+                print(f"muleteer: {progress.text}", flush=True)
     except NoServer as error:
         return _refuse(2, str(error))
     except OSError as error:

@@ -177,6 +177,8 @@ def test_a_model_is_looked_at_without_a_server(clone):
     assert json.loads(run(predict, clone, port))["digit"] == shown["digit"]
     modules = run(".venv/bin/python -m muleteer models list", clone, port)
     assert "version_policy = latest" in modules
+    completes = next(command for command in COMMANDS if "completion" in command)
+    assert "muleteer" in run(f"{completes}; complete -p muleteer", clone, port)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +226,7 @@ def test_every_other_command_is_run_by_ci():
     image = (ROOT / "tests" / "image" / "check.sh").read_text()
     ci = (ROOT / ".ci" / "run").read_text()
     rest = COMMANDS[6:]
-    own = [command for command in rest if not command.startswith(("docker", ".venv/bin/", "curl"))]
+    own = [command for command in rest if not command.startswith(("docker", ".venv/bin/", "curl", "eval"))]
     assert own == ["make reload", "make test"]
     assert "make check" in ci and "image/check.sh" in ci
     for command in rest:

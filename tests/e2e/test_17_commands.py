@@ -169,3 +169,56 @@ def test_a_file_is_answered_as_the_server_answers_it(fancy, tmp_path):
             (tmp_path / name).write_text(content)
         out, err, status = muleteer("predict", name, "--model", FANCY, cwd=tmp_path)
         assert (out, status) == ("", 1) and told in err, name
+
+
+def test_a_shell_completes_commands_options_and_files(tmp_path):
+    (tmp_path / "a model").mkdir()
+    (tmp_path / "body.json").write_text("{}")
+    terminal, theirs = pty.openpty()
+    environ = {"PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}", "TERM": "dumb", "HOME": str(tmp_path)}
+    bash = ["bash", "--norc", "--noprofile", "-i"]
+    with subprocess.Popen(
+        bash, env=environ, cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    ) as process:
+        os.close(theirs)
+
+        def types(keys, what):
+            os.write(terminal, keys)
+            seen = b""
+            while what not in seen:
+                seen += os.read(terminal, 65536)
+
+        types(b"eval \"$(muleteer completion bash)\"; echo re''ady\r", b"ready\r\n")
+        # what it would have been given
+        types(b'muleteer() { printf "<%s>" "$@"; echo .; }; echo de\'\'fined\r', b"defined\r\n")
+        types(b"muleteer rel\t--ver\t2\r", b"<reload><--version><2>.")
+        types(b"muleteer models ver\t--js\t--model a\t\r", b"<models><verify><--json><--model><a model/>.")
+        types(b"muleteer pred\tbo\t\r", b"<predict><body.json>.")
+        types(b"muleteer completion z\t\r", b"<completion><zsh>.")
+        os.write(terminal, b"exit\r")
+        process.wait(PATIENCE_S)
+    os.close(terminal)
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish", "tcsh"])
+def test_other_shells_are_told_all_commands(shell):
+    out, err, status = muleteer("completion", shell)
+    assert (err, status) == ("", 0)
+    assert all(word in out for word in ("serve", "reload", "verify", "unpin", "json", "predict"))
+
+
+def test_a_shell_that_nobody_knows_is_told():
+    out, err, status = muleteer("completion", "cmd")
+    assert (out, status) == ("", 2) and "bash, zsh, fish, tcsh" in err.replace("'", "")
+
+
+def test_a_reload_tells_in_json_how_it_ended(start, model):
+    server = start(MODEL=model, MULES=1, RUN_DIR=model.parent / "run").wait_ready()
+    out, err, status = muleteer("reload", "--json", RUN_DIR=server.settings["RUN_DIR"])
+    assert (json.loads(out)["state"], err, status) == ("done", "", 0)
+    assert "reloaded: model" in json.loads(out)["text"]
+    out, err, status = muleteer("reload", "--json", "--version", "3", RUN_DIR=server.settings["RUN_DIR"])
+    assert (json.loads(out)["state"], err, status) == ("failed", "", 1) and "3" in json.loads(out)["text"]
+    assert server.stop() == 0
+    out, err, status = muleteer("reload", "--json", "--version", "1", RUN_DIR=server.settings["RUN_DIR"])
+    assert (json.loads(out)["state"], err, status) == ("done", "", 0)
