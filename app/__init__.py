@@ -12,7 +12,8 @@ from typing import Any
 
 from flask import Flask, Response, abort, g, request
 
-from app import dialects, docs, health, metrics, problems, repository
+from app import console, dialects, docs, health, metrics, problems, repository
+from app.console.pool import Pool
 from app.dialects import mlflow, open_inference, sagemaker, tensorflow_serving
 from app.dialects.dialect import Route
 from app.predict import Answer, Predict
@@ -53,6 +54,9 @@ def create_app(
     app.register_blueprint(mlflow.blueprint(board))
     app.register_blueprint(repository.blueprint(settings, board, plan, loads))
     app.register_blueprint(metrics.blueprint(found))
+    pool = Pool(settings, transport, board, quarantine, found)
+    found.in_control.append(pool.history.start)
+    app.register_blueprint(console.blueprint(pool))
     problems.register(app, dialects.problem)
     metrics.register(app, found.ends)
     flask_door = app.wsgi_app
@@ -60,7 +64,7 @@ def create_app(
         # protobuf is imported where it is used
         from app import grpc
 
-        found.ends.know(grpc.NAMES)
+        found.ends.know(grpc.NAMES, predict=True)
         flask_door = grpc.Door(flask_door, predict, settings.max_body_bytes, found.ends.count_other)
     app.wsgi_app = ShortCut(flask_door, predict)  # type: ignore[method-assign]
     return app

@@ -45,7 +45,7 @@ def blueprint(settings: Settings, board: Board) -> Blueprint:
 
     @docs.get("/openapi.json")
     def openapi() -> Response:
-        return _tagged(told().text, "application/json")
+        return tagged(told().text, "application/json")
 
     @docs.get("/docs/examples/<name>")
     def example(name: str) -> Response:
@@ -54,23 +54,24 @@ def blueprint(settings: Settings, board: Board) -> Blueprint:
         if found is None:
             abort(404)
         media_type, body = found
-        return _tagged(body, media_type)
+        return tagged(body, media_type)
 
     @docs.get("/docs")
     def page() -> Response:
-        return _tagged((_OURS / "index.html").read_bytes(), "text/html")
+        return tagged((_OURS / "index.html").read_bytes(), "text/html")
 
     @docs.get("/docs/<name>")
     def part(name: str) -> Response:
         if name not in _FILES:
             abort(404)
         folder, media_type = _FILES[name]
-        return _tagged((folder / name).read_bytes(), media_type)
+        return tagged((folder / name).read_bytes(), media_type)
 
     return docs
 
 
-def _tagged(body: bytes, media_type: str) -> Response:
+def tagged(body: bytes, media_type: str) -> Response:
+    """A body that is asked for again, and sent when it has changed."""
     response = Response(body, mimetype=media_type)
     response.set_etag(hashlib.sha256(body).hexdigest()[:32])
     response.headers["Cache-Control"] = "no-cache"

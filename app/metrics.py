@@ -10,7 +10,7 @@ Source:   https://prometheus.io/docs/instrumenting/exposition_formats/, the Open
 
 import importlib.metadata
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from flask import Blueprint, Flask, Response, g, request
@@ -36,14 +36,18 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 class Ends:
     """How requests end, counted: by the route, the status, and the code of what was refused."""
 
-    def __init__(self, requests: counts.Requests, routes: Iterable[str]) -> None:
-        self._requests = requests
+    def __init__(self, known: Counts, routes: Iterable[str]) -> None:
+        self._requests = known.requests
+        self._failures = known.failures
         self._routes = ["other", *dict.fromkeys(routes)]
+        self._predictions = set(routes)
         self._codes = ["", *CODES, *front.CODES, "other"]
         self._numbers: dict[tuple[str, str, str], int] = {}
 
-    def know(self, routes: Iterable[str]) -> None:
-        """Before the fork: these are routes, too."""
+    def know(self, routes: Iterable[str], predict: bool = False) -> None:
+        """Before the fork: these are routes, too; predict: of predictions."""
+        if predict:
+            self._predictions |= set(routes)
         self._routes += [route for route in dict.fromkeys(routes) if route not in self._routes]
 
     def count(
@@ -63,10 +67,14 @@ class Ends:
         if end is None:
             end = self._numbers[route, status, code] = self._encode(route, status, code)
         self._requests.count(seat, end, version, total_s, id, rows, stages)
+        if code:
+            self._failures.note(seat, end, total_s, id)
 
-    def count_other(self, route: str, status: str, code: str, total_s: float, id: str) -> None:
-        """Count what no thread has a seat for."""
+    def count_other(self, route: str, status: str, code: str, total_s: float, id: str, failed: str = "") -> None:
+        """Count what no thread has a seat for.  failed: the code of what is told by its status alone."""
         self._requests.count_other(self._encode(route, status, code), total_s, id)
+        if code or failed:
+            self._failures.note_other(self._encode(route, status, code or failed), total_s, id)
 
     def _encode(self, route: str, status: str, code: str) -> int:
         routes, codes = self._routes, self._codes
@@ -79,6 +87,10 @@ class Ends:
             return "other", "0", "other"
         return self._routes[number >> 32], str(number >> 16 & 0xFFFF), self._codes[number & 0xFFFF]
 
+    def predicts(self, number: int) -> bool:
+        """Whether it is of a prediction, or was to be one."""
+        return number != counts.OTHER and self._routes[number >> 32] in self._predictions
+
 
 class Metrics(Collector):
     """What a scrape reads, as it is then."""
@@ -87,16 +99,20 @@ class Metrics(Collector):
         self._transport = transport
         self._board = board
         self.counts = known
-        self._nginx = nginx
+        self.nginx = nginx
         self._deadline_s = deadline_s
         self._version = importlib.metadata.version("muleteer")
-        self.ends = Ends(known.requests, dialects.NAMES)
+        self.ends = Ends(known, dialects.NAMES)
+        # what else the worker that no prediction goes to has to start
+        self.in_control: list[Callable[[], None]] = []
 
     def start_worker(self, number: int, control: bool) -> None:
         """In a fresh worker, counted from 1.  control: it is the one that no prediction goes to."""
-        self.counts.requests.start_worker(number)
+        self.counts.start_worker(number)
         if control:
-            self._nginx.read(self._count_own)
+            self.nginx.read(self._count_own)
+            for start in self.in_control:
+                start()
 
     def _count_own(self, path: str, status: str, code: str, total_s: float, id: str) -> None:
         route = dialects.find(path)
@@ -166,7 +182,7 @@ class Metrics(Collector):
             times = some[:, counts.HEAD]
             buckets = [(str(float(size)), float(times[sizes <= size].sum())) for size in _SIZES]
             families[kind].add_metric(
-                (model, version), [*buckets, ("+Inf", float(times.sum()))], float((sizes * times).sum())
+                (model, version), [*buckets, ("+Inf", float(times.sum()))], float(some[:, counts.HEAD + 2].sum())
             )
             if kind == "rows":
                 took.add_metric((model, version), float(some[:, counts.HEAD + 1].view(np.float64).sum()))
@@ -216,7 +232,7 @@ class Metrics(Collector):
         yield from (state, ready, rss, load, age, busy, loads, deaths)
 
     def _front(self) -> Iterator[Metric]:
-        status = self._nginx.status()
+        status = self.nginx.status()
         if status is None:
             return
         connections = GaugeMetricFamily("muleteer_nginx_connections", "Clients' connections", labels=("state",))
@@ -307,5 +323,6 @@ def register(app: Flask, ends: Ends) -> None:
         rule = request.url_rule.rule if request.url_rule else "other"
         if "counted" not in g:
             took_s = time.monotonic() - g.start
-            ends.count_other(rule, str(response.status_code), "", took_s, request_id(request.environ))
+            id = request_id(request.environ)
+            ends.count_other(rule, str(response.status_code), "", took_s, id, g.get("failed", ""))
         return response

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from serving.errors import ServingError
@@ -63,7 +63,7 @@ def register(app: Flask, form: Callable[[str, int, str], bytes | None]) -> None:
         return response
 
     def answer(status: int, code: str, title: str, detail: str) -> Response:
-        id = request_id(request.environ)
+        id, g.failed = request_id(request.environ), code
         own = form(request.path, status, detail)
         told = body(status, code, title, detail, id) if own is None else own
         about = {"X-Request-ID": id, "X-Log": f";null;null;null;null;{code};"}

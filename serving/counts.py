@@ -16,9 +16,12 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Collection
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from serving.failures import ID_BYTES, Failures
 
 # the upper bounds of a latency's buckets, from the fastest model to the longest deadline
 BOUNDS_S = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, math.inf)
@@ -37,7 +40,6 @@ _BATCH_ROWS = 512
 # a histogram has a number for each bucket, and the sum
 HISTOGRAM = BUCKETS + 1
 # of a bucket: when, how long, and the id of the request
-ID_BYTES = 64
 EXEMPLAR = 2 + ID_BYTES // 8
 # one is kept for so long
 _EXEMPLAR_S = 1.0
@@ -59,10 +61,14 @@ class Table:
         # how many rows of each block are used, the first ones
         self.used = memoryview(mmap.mmap(-1, 8 * blocks)).cast("q")
 
-    def read(self) -> Rows:
-        """All rows of all blocks: (rows, HEAD + numbers)."""
+    def read(self, numbers: int | None = None) -> Rows:
+        """All rows of all blocks, with the first ones of their numbers: (rows, HEAD + numbers)."""
+        return np.concatenate([self.read_block(block, numbers) for block in range(self.blocks)])
+
+    def read_block(self, block: int, numbers: int | None = None) -> Rows:
+        """Those of one block, as it is and as it will be."""
         all = np.frombuffer(self.memory, np.int64).reshape(self.blocks, self.rows, HEAD + self.numbers)
-        return np.concatenate([all[block, : self.used[block]] for block in range(self.blocks)])
+        return all[block, : self.used[block], : HEAD + (self.numbers if numbers is None else numbers)]
 
 
 class Block:
@@ -154,14 +160,22 @@ class Requests:
             seconds[place + BUCKETS] += stage_s
 
 
+class Work(NamedTuple):
+    """Predicts, the rows in them, and the seconds that they took."""
+
+    batches: int
+    rows: int
+    took_s: float
+
+
 class Batches:
     """What replicas predicted together: a block for each of them.
 
-    A row is found by how many rows, or by how many tasks, were predicted at once, and says how often, and how long it
-    took.
+    A row is found by how many rows, or by how many tasks, were predicted at once (of many, the next power of two), and
+    says how often, how long it took, and how many they were in all.
     """
 
-    NUMBERS = 2
+    NUMBERS = 3
     # the bit by which tasks are told from rows
     TASKS = 1 << 32
 
@@ -177,10 +191,18 @@ class Batches:
         """Count one predict."""
         if self._block is None:
             return
-        for what in (_size(rows), _size(tasks) | self.TASKS):
+        for what, count in ((_size(rows), rows), (_size(tasks) | self.TASKS, tasks)):
             place = self._block.find(what, version)
             self.table.integers[place] += 1
             self.table.seconds[place + 1] += took_s
+            self.table.integers[place + 2] += count
+
+    def work(self, number: int) -> Work:
+        """What a replica has done, with all who were there before it."""
+        found = self.table.read_block(number)
+        found = found[found[:, 0] & self.TASKS == 0]
+        seconds = found[:, HEAD + 1].view(np.float64)
+        return Work(int(found[:, HEAD].sum()), int(found[:, HEAD + 2].sum()), float(seconds.sum()))
 
 
 def _size(count: int) -> int:
@@ -194,3 +216,9 @@ class Counts:
     def __init__(self, threads: int, workers: int, replicas: int) -> None:
         self.requests = Requests(threads, workers)
         self.batches = Batches(replicas)
+        self.failures = Failures(threads, workers)
+
+    def start_worker(self, number: int) -> None:
+        """In a fresh worker, counted from 1."""
+        self.requests.start_worker(number)
+        self.failures.start_worker(number)

@@ -30,6 +30,8 @@ class Notes(Protocol):
 
     def delete(self, key: bytes) -> None: ...
 
+    def count(self) -> int: ...
+
 
 class Quarantine:
     """Made before the fork, and so shared."""
@@ -43,6 +45,10 @@ class Quarantine:
     def noted(self) -> bool:
         """Whether any input is refused or a suspect."""
         return time.monotonic() < self._until[0]
+
+    def count(self) -> int:
+        """How many inputs are noted."""
+        return self._notes.count()
 
     def admit(self, frame: bytes, version: int = ANY) -> bool:
         """Whether a frame must be predicted alone; ReplicaCrashed when it is refused."""

@@ -72,6 +72,14 @@ class Queue(NamedTuple):
     oldest_s: float
 
 
+class Holding(NamedTuple):
+    """Tasks that a replica has taken and not answered, their rows, and how many of them it is predicting."""
+
+    tasks: int
+    rows: int
+    predicting: int
+
+
 class Transport(ABC):
     """The protocol; a subclass brings queue, lock and sleep."""
 
@@ -151,6 +159,18 @@ class Transport(ABC):
         held = {ticket.uuid for held in self._held for _, ticket, _ in held.tickets()}
         queued = [since for uuid, since in waiting.items() if uuid not in held]
         return Queue(self._seats.count, len(waiting), len(queued), max(0.0, now - min(queued, default=now)))
+
+    def holdings(self) -> list[Holding]:
+        """What each replica holds, without the lock."""
+        found = []
+        for held in self._held:
+            tickets = [(ticket.rows, busy) for _, ticket, busy in held.tickets()]
+            found.append(Holding(len(tickets), sum(rows for rows, _ in tickets), sum(busy for _, busy in tickets)))
+        return found
+
+    def waiting_among(self, seats: range) -> int:
+        """In how many of these seats a thread waits for its reply."""
+        return self._seats.taken(seats)
 
     def crowded(self) -> bool:
         """Whether far more requests wait in this process than in another of its kind."""

@@ -241,6 +241,10 @@ class Notes:
     def delete(self, key: bytes) -> None:
         uwsgi.cache_del(key)
 
+    def count(self) -> int:
+        """Those too that are past their time, for some seconds."""
+        return int(uwsgi.cache_num("notes"))
+
 
 def end_by(seconds: int) -> None:
     """Have the master kill this mule unless it is called again within so many seconds; 0: never mind."""

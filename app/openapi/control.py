@@ -8,6 +8,7 @@ from app.openapi.predict import PROBLEM
 from app.openapi.tensorflow_serving import ERROR
 from app.openapi.tensors import Model, array, object_of
 
+_COUNT: Schema = {"type": "integer", "minimum": 0}
 _UP = object_of({"status": {"const": "up"}})
 _READY = object_of(
     {
@@ -20,6 +21,30 @@ _READY = object_of(
         "spare": {"type": ["object", "null"]},
     }
 )
+_STATE = object_of(
+    {
+        "at": {"type": "number"},
+        "since": {"type": "number"},
+        "muleteer": TEXT,
+        "ready": {"type": "boolean"},
+        "failed": {"type": "boolean"},
+        "deadline_ms": _COUNT,
+        "max_body_bytes": _COUNT,
+        "model": {"type": ["object", "null"]},
+        "nginx": {"type": ["object", "null"]},
+        "workers": array({"type": "object"}),
+        "queue": {"type": "object"},
+        "mules": array({"type": "object"}),
+        "cache": {"type": "object"},
+        "requests": _COUNT,
+        "answered": _COUNT,
+        "rows": _COUNT,
+        "refused": array({"type": "object"}),
+        "latency": {"type": "object"},
+        "failures": array({"type": "object"}),
+    }
+)
+_HISTORY = object_of({"every_s": {"type": "number"}, "points": array({"type": "object"})})
 _LOADED = object_of({"name": TEXT, "detail": TEXT})
 _INDEX: Schema = {"type": "object", "properties": {"ready": {"type": "boolean"}}}
 _VERSION = object_of(
@@ -42,6 +67,24 @@ def operations(model: Model) -> list[Operation]:
             "/metrics",
             "What the pool does and has done, for Prometheus",
             {"text/plain": Body(TEXT), "application/openmetrics-text": Body(TEXT)},
+            description="For the addresses in monitor_from.",
+            errors=(PROBLEM,),
+            statuses=(403,),
+        ),
+        Operation(
+            "health",
+            "/console/state.json",
+            "The pool as it is, for the page /console",
+            {JSON: Body(_STATE)},
+            description="For the addresses in monitor_from.",
+            errors=(PROBLEM,),
+            statuses=(403,),
+        ),
+        Operation(
+            "health",
+            "/console/history.json",
+            "The last minutes, for the same page",
+            {JSON: Body(_HISTORY)},
             description="For the addresses in monitor_from.",
             errors=(PROBLEM,),
             statuses=(403,),

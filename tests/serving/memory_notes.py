@@ -18,3 +18,6 @@ class MemoryNotes:
 
     def delete(self, key):
         self._notes.pop(key, None)
+
+    def count(self):
+        return len(self._notes)
