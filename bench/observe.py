@@ -22,12 +22,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import arena, cost, loadgen, report
+from bench import arena, report
 from bench.compare import RESULTS
 from bench.ranking import Spread
 from bench.server import Server
 from bench.work import ROOT
 from bench.workload import WORKLOADS
+from load import cost, loadgen
 
 SECONDS = 2.0
 WARM_UP = 0.3

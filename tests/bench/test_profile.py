@@ -14,9 +14,9 @@ from bench.profile import Profile
 from bench.server import alive, wait_until
 from bench.work import ROOT
 from load import cost
+from tests.load.tiny_server import TinyServer, sized
 
 from .test_compare import run
-from tests.load.tiny_server import TinyServer, sized
 
 SHORT = ["--seconds", "0.3", "--clients", "1,3"]
 
