@@ -122,7 +122,7 @@ class Pool:
                 "load_s": round(record.load_s, 3),
                 "loads": record.loads,
                 "failed_loads": record.failed_loads,
-                "deaths": {death: count for death, count in record.deaths().items() if count},
+                "deaths": {death.value: count for death, count in record.deaths().items() if count},
                 "held": holding._asdict(),
                 # of all processes that had its place
                 **batches.work(status.id - 1)._asdict(),
