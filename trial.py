@@ -37,6 +37,9 @@ def apart(work: Callable[..., Any], *arguments: Any) -> Any:
     theirs.close()
     try:
         kind, found = mine.recv()
+    except KeyboardInterrupt:
+        process.kill()
+        raise
     except EOFError:
         process.join()
         code = process.exitcode or 0
@@ -55,7 +58,7 @@ def try_out(folder: ModelFolder, settings: Settings) -> dict[str, Any]:
     from mules import engines
     from mules.canary import Canary
 
-    before, start = _rss_mb(), time.monotonic()
+    before, start = rss_mb(), time.monotonic()
     engine = engines.load(folder, settings.threads_per_replica)
     load_s = time.monotonic() - start
     signature, answer = engine.signature, folder.answer(engine.signature)
@@ -71,8 +74,8 @@ def try_out(folder: ModelFolder, settings: Settings) -> dict[str, Any]:
         "load_s": load_s,
         "others": {name: str(other.signature) for name, other in engines.others(engine).items()},
         "ms": {str(rows): _ms(engine, sample, rows) for rows in sizes},
-        "mb": _rss_mb(),
-        "model_mb": _rss_mb() - before,
+        "mb": rss_mb(),
+        "model_mb": rss_mb() - before,
         "compared": answer is not None,
     }
 
@@ -117,5 +120,6 @@ def _run(connection: Connection, work: Callable[..., Any], *arguments: Any) -> N
     os._exit(0)
 
 
-def _rss_mb() -> int:
+def rss_mb() -> int:
+    """Memory of this process."""
     return int(re.findall(r"VmRSS:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) // 1024
