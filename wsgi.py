@@ -12,6 +12,7 @@ import reload
 from app import create_app
 from app.front import Front
 from app.metrics import Metrics
+from app.prediction_log import PredictionLog
 from serving import logs, uwsgi_transport
 from serving.counts import Counts
 from serving.plan import PlanFile
@@ -49,7 +50,8 @@ def load() -> tuple[bool, str]:
 
 
 metrics = Metrics(transport, board, counts, Front(Path(os.environ["RUN_DIR"]).parent), settings.deadline_ms / 1000)
-application = create_app(settings, transport, board, quarantine, plan, metrics, drain_file.exists, load)
+prediction_log = PredictionLog(settings, counts.kept) if settings.prediction_log_sample else None
+application = create_app(settings, transport, board, quarantine, plan, metrics, drain_file.exists, load, prediction_log)
 
 
 def pin(number: int) -> None:
@@ -74,6 +76,8 @@ def start_process() -> None:
         # the one that answers health
         control = number > settings.prediction_workers
         metrics.start_worker(number, control)
+        if prediction_log and not control:
+            prediction_log.start_worker(number)
         if settings.pin_workers and not control:
             pin(number)
         return

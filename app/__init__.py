@@ -17,6 +17,7 @@ from app.console.pool import Pool
 from app.dialects import mlflow, open_inference, sagemaker, tensorflow_serving
 from app.dialects.dialect import Route
 from app.predict import Answer, Predict
+from app.prediction_log import PredictionLog
 from serving.plan import PlanFile
 from serving.quarantine import Quarantine
 from serving.settings import Settings
@@ -35,6 +36,7 @@ def create_app(
     found: metrics.Metrics,
     drains: Callable[[], bool] = lambda: False,
     loads: Callable[[], tuple[bool, str]] = lambda: (False, "nobody can be asked"),
+    prediction_log: PredictionLog | None = None,
 ) -> Flask:
     """The Flask application of a worker.
 
@@ -42,7 +44,7 @@ def create_app(
     gives whether all went well, and what happened.
     """
     app = Flask("muleteer", static_folder=None)
-    predict = Predict(settings, transport, board, quarantine, plan, drains, found.ends).answer
+    predict = Predict(settings, transport, board, quarantine, plan, drains, found.ends, prediction_log).answer
     for rule in dialects.RULES:
         methods = ["POST", "PUT"] if rule in dialects.PUT else ["POST"]
         app.add_url_rule(rule, f"POST {rule}", _flask_view(predict), methods=methods)

@@ -164,6 +164,12 @@ class Metrics(Collector):
                 for number, name in enumerate(counts.STAGES, start=1):
                     _add(stage, (name, model, version), some, counts.WHOLE + number * counts.HISTOGRAM)
         yield from (requests, rows, whole, stage)
+        kept = CounterMetricFamily(
+            "muleteer_prediction_log_rows", "Rows for the prediction log, and what became of them", labels=("result",)
+        )
+        kept.add_metric(("written",), self.counts.kept.total(counts.Kept.WRITTEN))
+        kept.add_metric(("dropped",), self.counts.kept.total(counts.Kept.DROPPED))
+        yield kept
 
     def _batches(self, model: str) -> Iterator[Metric]:
         found = self.counts.batches.table.read()

@@ -16,6 +16,7 @@ from typing import Any
 from app import body, problems
 from app.dialects.dialect import Call, Route
 from app.metrics import Ends
+from app.prediction_log import Entry, PredictionLog
 from serving.errors import (
     ClientError,
     ClientGone,
@@ -61,7 +62,9 @@ class Predict:
         plan: PlanFile,
         drains: Callable[[], bool],
         ends: Ends,
+        prediction_log: PredictionLog | None = None,
     ) -> None:
+        self._prediction_log = prediction_log
         self._ends = ends
         self._settings = settings
         self._drains = drains
@@ -168,6 +171,8 @@ class Predict:
         if reply.error is not None:
             reply.error.version = reply.version
             raise reply.error
+        if self._prediction_log is not None and self._prediction_log.wants(request_id):
+            self._prediction_log.offer(Entry(time.time(), request_id, card.name, reply.version, task, reply))
         replied = time.monotonic()
         about, told = encode(reply)
         decode_s, encode_s = offered - start, time.monotonic() - replied

@@ -210,6 +210,30 @@ def _size(count: int) -> int:
     return count if count <= 64 else 1 << (count - 1).bit_length()
 
 
+class Kept:
+    """What became of the rows that each worker meant for the prediction log: written, or dropped."""
+
+    MEANT, WRITTEN, DROPPED = range(3)
+
+    def __init__(self, workers: int) -> None:
+        self._memory = memoryview(mmap.mmap(-1, 8 * 3 * workers)).cast("q", (workers, 3))
+        self._worker = 0
+
+    def start_worker(self, number: int) -> None:
+        """In a fresh worker, counted from 1: what its predecessor had not written is lost."""
+        self._worker = number - 1
+        meant, written, dropped = (self._memory[self._worker, what] for what in range(3))
+        self.count(self.DROPPED, meant - written - dropped)
+
+    def count(self, what: int, rows: int) -> None:
+        """Count rows of this worker; one thread at a time."""
+        self._memory[self._worker, what] += rows
+
+    def total(self, what: int) -> int:
+        """Of all workers."""
+        return sum(self._memory[worker, what] for worker in range(len(self._memory)))
+
+
 class Counts:
     """All of them."""
 
@@ -217,6 +241,7 @@ class Counts:
         self.requests = Requests(threads, workers)
         self.batches = Batches(replicas)
         self.failures = Failures(threads, workers)
+        self.kept = Kept(workers)
 
     def start_worker(self, number: int) -> None:
         """In a fresh worker, counted from 1."""

@@ -10,6 +10,7 @@ Raises:   SettingsError, which names the key, the value, the reason and a value 
 """
 
 import difflib
+import importlib.util
 import ipaddress
 import math
 import mmap
@@ -112,7 +113,11 @@ class Settings:
     stop_timeout_s: int = _serving(9)
     log_level: str = _serving("info")
     log_format: str = _serving("auto")
-    access_log_sample: float = _serving(1.0, 0)
+    access_log_sample: float = _serving(1, 0)
+    prediction_log_sample: float = _serving(0, 0)
+    prediction_log_dir: str = _serving("")
+    prediction_log_max_mb: int = _serving(1024, 1)
+    prediction_log_file_s: int = _serving(60, 1)
 
     @classmethod
     def read(cls, file: Path, environ: Mapping[str, str] = os.environ) -> "Settings":
@@ -205,9 +210,10 @@ class Settings:
             raise _refusal("log_level", self.log_level, f"it is one of {', '.join(LOG_LEVELS)}", "info")
         if self.log_format not in LOG_FORMATS:
             raise _refusal("log_format", self.log_format, f"it is one of {', '.join(LOG_FORMATS)}", "auto")
-        if self.access_log_sample > 1:
-            reason = "it is the part of the requests that are logged, and 1 is all of them"
-            raise _refusal("access_log_sample", self.access_log_sample, reason, 1)
+        for key in ("access_log_sample", "prediction_log_sample"):
+            if getattr(self, key) > 1:
+                reason = "it is the part of the requests that are logged, and 1 is all of them"
+                raise _refusal(key, getattr(self, key), reason, 1)
         page = mmap.PAGESIZE
         step = page // math.gcd(page, self.queue_blocksize)
         least = 4 * self.seats
@@ -239,7 +245,25 @@ class Settings:
             if getattr(self, key) < stop:
                 reason = f"what is in flight may take deadline_ms (= {self.deadline_ms}) and needs a second more"
                 raise _refusal(key, getattr(self, key), reason, stop)
+        self._check_prediction_log()
         self._check_machine()
+
+    def _check_prediction_log(self) -> None:
+        if not self.prediction_log_sample:
+            return
+        if not importlib.util.find_spec("pyarrow"):
+            raise SettingsError(
+                f"[serving] prediction_log_sample = {self.prediction_log_sample}: it writes Parquet files, for which"
+                " pyarrow is missing; pip install '.[media]', or 0 would do"
+            )
+        if not self.prediction_log_dir:
+            reason = f"prediction_log_sample = {self.prediction_log_sample} needs a folder for its files"
+            raise _refusal("prediction_log_dir", "", reason, "run/predictions")
+        folder = Path(self.prediction_log_dir).absolute()
+        there = next(one for one in (folder, *folder.parents) if one.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            reason = f"{there} is no folder that this user may write to"
+            raise _refusal("prediction_log_dir", self.prediction_log_dir, reason, "run/predictions")
 
     def _check_machine(self) -> None:
         memory = memory_bytes()
