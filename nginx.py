@@ -20,6 +20,14 @@ TEMPLATE = Path(__file__).resolve().parent / "nginx.conf"
 # in the run folder, as nginx.conf has it
 STATUS = "status.sock"
 GRPC_TEMPLATE = TEMPLATE.with_name("grpc.conf")
+_TRACES = " ".join(
+    f"proxy_set_header {name} ${value};"
+    for name, value in (
+        ("traceparent", "http_traceparent"),
+        ("tracestate", "http_tracestate"),
+        ("X-Read-S", "read_s"),
+    )
+)
 
 _COLOURS = {"plain": "\x1b[0m", "faint": "\x1b[2m", "good": "\x1b[32m", "odd": "\x1b[33m", "bad": "\x1b[31m"}
 
@@ -89,6 +97,8 @@ def configuration(settings: Settings, listen: str, run_dir: Path, log_dir: Path 
         "user": f"user {user} {grp.getgrgid(os.getgid()).gr_name};" if user else "",
         "listen": listen,
         "port": listen.rpartition(":")[2],
+        # which trace a request belongs to, and how long nginx was reading it
+        "traces": _TRACES if settings.otlp_endpoint else "",
         "monitors": "".join(f"allow {address}; " for address in settings.monitors),
         "max_body_bytes": settings.max_body_bytes,
         "max_header_bytes": settings.max_header_bytes,

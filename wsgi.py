@@ -49,9 +49,20 @@ def load() -> tuple[bool, str]:
     return told.state != reload.FAILED, told.text
 
 
+spans = traces = None
+if settings.otlp_endpoint:
+    # what they need is not there otherwise
+    from app.traces import Traces
+    from serving.spans import Spans
+
+    spans = Spans(settings.otlp_endpoint, settings.trace_sample)
+    traces = Traces(spans)
+    uwsgi_transport.at_exit(spans.stop)
 metrics = Metrics(transport, board, counts, Front(Path(os.environ["RUN_DIR"]).parent), settings.deadline_ms / 1000)
 prediction_log = PredictionLog(settings, counts.kept) if settings.prediction_log_sample else None
-application = create_app(settings, transport, board, quarantine, plan, metrics, drain_file.exists, load, prediction_log)
+application = create_app(
+    settings, transport, board, quarantine, plan, metrics, drain_file.exists, load, prediction_log, traces
+)
 
 
 def pin(number: int) -> None:
@@ -80,6 +91,8 @@ def start_process() -> None:
             prediction_log.start_worker(number)
         if settings.pin_workers and not control:
             pin(number)
+        if spans is not None:
+            spans.start(f"worker {number}")
         return
     log.rename(f"mule {id}")
     status = 1
@@ -88,13 +101,30 @@ def start_process() -> None:
         from mules.pool import Pool
 
         counts.batches.start(id - 1)
+        of_batches = None
+        if spans is not None:
+            from mules.traces import Traces as BatchTraces
+
+            spans.start(f"mule {id}")
+            of_batches = BatchTraces(spans)
         pool = Pool(id, settings, board, transport, quarantine, plan)
         status = run(
-            settings, transport, pool, quarantine, id, os.getpid(), board, uwsgi_transport.end_by, counts.batches
+            settings,
+            transport,
+            pool,
+            quarantine,
+            id,
+            os.getpid(),
+            board,
+            uwsgi_transport.end_by,
+            counts.batches,
+            of_batches,
         )
     except Exception:
         logging.getLogger("muleteer").exception("mule %d failed", id)
     finally:
+        if spans is not None:
+            spans.stop()
         # uWSGI respawns it; Python's own exit could hang in a framework's threads
         os._exit(status)
 

@@ -8,7 +8,7 @@ Runs in:  worker.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, abort, g, request
 
@@ -24,6 +24,9 @@ from serving.settings import Settings
 from serving.store import Board
 from serving.transport import Transport
 
+if TYPE_CHECKING:
+    from app.traces import Traces
+
 View = Callable[[dict[str, Any], Route], Answer]
 
 
@@ -37,6 +40,7 @@ def create_app(
     drains: Callable[[], bool] = lambda: False,
     loads: Callable[[], tuple[bool, str]] = lambda: (False, "nobody can be asked"),
     prediction_log: PredictionLog | None = None,
+    traces: "Traces | None" = None,
 ) -> Flask:
     """The Flask application of a worker.
 
@@ -44,7 +48,7 @@ def create_app(
     gives whether all went well, and what happened.
     """
     app = Flask("muleteer", static_folder=None)
-    predict = Predict(settings, transport, board, quarantine, plan, drains, found.ends, prediction_log).answer
+    predict = Predict(settings, transport, board, quarantine, plan, drains, found.ends, prediction_log, traces).answer
     for rule in dialects.RULES:
         methods = ["POST", "PUT"] if rule in dialects.PUT else ["POST"]
         app.add_url_rule(rule, f"POST {rule}", _flask_view(predict), methods=methods)

@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app import body, problems
 from app.dialects.dialect import Call, Route
@@ -35,6 +35,10 @@ from serving.store import Board, Service
 from serving.task import Reply, Task
 from serving.transport import Transport
 from serving.wire import decode_reply, encode_task
+
+if TYPE_CHECKING:
+    # where requests are traced; what it needs is not there otherwise
+    from app.traces import Trace, Traces
 
 # status line, headers, body
 Answer = tuple[str, list[tuple[str, str]], bytes]
@@ -63,9 +67,11 @@ class Predict:
         drains: Callable[[], bool],
         ends: Ends,
         prediction_log: PredictionLog | None = None,
+        traces: "Traces | None" = None,
     ) -> None:
         self._prediction_log = prediction_log
         self._ends = ends
+        self._traces = traces
         self._settings = settings
         self._drains = drains
         # whether nginx's connections end, each after its answer; or only one of them
@@ -92,12 +98,15 @@ class Predict:
         start = time.monotonic()
         request_id = problems.request_id(environ)
         version, rows, batch_rows, code, stages, accept_s = ANY, 0, 0, "", _NONE, 0.0
+        trace = self._traces.begin(environ) if self._traces is not None else None
         try:
             try:
                 if passed_on := environ.get("HTTP_X_PASSED_ON"):
                     # it may have waited in the socket's backlog since nginx passed it on, by the clock of the host
                     accept_s = max(0.0, time.time() - float(passed_on))
-                answer, version, rows, batch_rows, stages = self._predict(environ, route, start, request_id, accept_s)
+                answer, version, rows, batch_rows, stages = self._predict(
+                    environ, route, start, request_id, accept_s, trace
+                )
             except ServingError as error:
                 code, answer = error.code, _refusal(route, error, request_id)
                 version = ANY if error.version is None else error.version
@@ -119,10 +128,18 @@ class Predict:
         self._ends.count(
             self._transport.seat(), route.dialect.name, answer[0], code, version, total_s, request_id, rows, stages
         )
+        if trace is not None:
+            trace.end(environ, route.dialect.name, start, accept_s, answer[0], code, request_id, version, rows)
         return answer
 
     def _predict(
-        self, environ: Mapping[str, Any], route: Route, start: float, request_id: str, accept_s: float
+        self,
+        environ: Mapping[str, Any],
+        route: Route,
+        start: float,
+        request_id: str,
+        accept_s: float,
+        trace: "Trace | None",
     ) -> tuple[Answer, int, int, int, Stages]:
         """The answer, the version that gave it, the rows, those of the batch, and the seconds of each stage."""
         if start >= self._look_at:
@@ -162,12 +179,16 @@ class Predict:
             self._most_s += service.drain_s(rows) * MARGIN
         offered = time.monotonic()
         task = Task(next(self._uuids).to_bytes(16), request_id, offered, deadline, rows, inputs, signature)
+        if trace is not None:
+            trace.offer(task)
         reply = self._ask(task, version)
         if reply.error is not None and wanted is not None and isinstance(reply.error, ModelNotFound):
             # its last replica has gone meanwhile; a label is for another version now
             version = self._version(wanted)
             task.uuid = next(self._uuids).to_bytes(16)
             reply = self._ask(task, version)
+        if trace is not None:
+            trace.reply(reply)
         if reply.error is not None:
             reply.error.version = reply.version
             raise reply.error

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from mules.pool import LOOK_S, Pool, look
 from mules.replica import EXITS, Replica, load
@@ -20,6 +21,9 @@ from serving.quarantine import Quarantine
 from serving.settings import Settings
 from serving.store import Board, Record, State
 from serving.transport import Transport
+
+if TYPE_CHECKING:
+    from mules.traces import Traces
 
 # how long an idle replica sleeps at the most before it looks at its flags and says that it lives
 IDLE_S = LOOK_S
@@ -87,6 +91,7 @@ def run(
     board: Board,
     end_by: Callable[[int], None],
     batches: Batches | None = None,
+    traces: "Traces | None" = None,
 ) -> int:
     """All of a mule's life.  Returns its exit status; the caller ends the process with it."""
     stop = Stop()
@@ -111,7 +116,7 @@ def run(
     try:
         release = pool.choose(post)
         stop.loading = True
-        replica = load(settings, release, transport, record, quarantine, end_by, batches)
+        replica = load(settings, release, transport, record, quarantine, end_by, batches, traces)
         stop.loading = False
         _check_memory(settings)
         while pool.comes_second() and not stop.asked():

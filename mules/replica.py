@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from mules import engines
 from mules.canary import Canary, check_outputs
@@ -28,6 +29,10 @@ from serving.store import Record
 from serving.task import Reply, Task, Tensors
 from serving.transport import Transport
 from serving.wire import decode_task, encode_replies, encode_reply
+
+if TYPE_CHECKING:
+    # where requests are traced; what it needs is not there otherwise
+    from mules.traces import Traces
 
 # how long a replica waits for more of a batch before it says again that it lives
 _WAIT_S = 0.5
@@ -53,6 +58,7 @@ class Replica:
         end_by: Callable[[int], None] = lambda seconds: None,
         predict_timeout_s: int = 0,
         batches: Batches | None = None,
+        traces: "Traces | None" = None,
     ) -> None:
         # by the name of a signature as a task has it
         self._engines = {"": engine, **engines.others(engine)}
@@ -68,6 +74,7 @@ class Replica:
         self._end_by = end_by
         self._predict_timeout_s = predict_timeout_s
         self._batches = batches
+        self._traces = traces
         self._pace = Pace()
         self._last_predict = time.monotonic()
         self._taken: dict[bytes, Taken] = {}
@@ -174,6 +181,8 @@ class Replica:
         except (Exception, *EXITS) as error:
             self._end_by(0)
             self._transport.end(taken)
+            if self._traces is not None:
+                self._traces.add(batch, self._version, start, time.monotonic(), type(error).__name__)
             if len(batch) > 1 and (isinstance(error, ClientError) or self._transport.attempts_left(taken[0])):
                 # one bad input harms nobody else: each task once more, alone
                 for task in batch:
@@ -198,6 +207,8 @@ class Replica:
             except ServingError as error:
                 log.error("%s: %s", error.code, error, extra={"request_id": task.request_id})
                 self._publish_error(task, start, error)
+        if self._traces is not None:
+            self._traces.add(batch, self._version, start, start + predict_s)
 
     def _predict(self, batch: batching.Batch) -> Tensors:
         engine = self._engines.get(batch[0].signature)
@@ -253,6 +264,7 @@ def load(
     quarantine: Quarantine | None = None,
     end_by: Callable[[int], None] = lambda seconds: None,
     batches: Batches | None = None,
+    traces: "Traces | None" = None,
 ) -> Replica:
     """The replica of a release, its model loaded and warm."""
     start = time.monotonic()
@@ -290,6 +302,7 @@ def load(
         end_by,
         settings.longest_predict_s,
         batches,
+        traces,
     )
     replica.warm_up()
     log.info(

@@ -10,6 +10,7 @@ Raises:   SettingsError, which names the key, the value, the reason and a value 
 """
 
 import difflib
+import importlib.metadata
 import importlib.util
 import ipaddress
 import math
@@ -21,6 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from serving.errors import SettingsError
 from serving.plan import POLICY
@@ -47,6 +49,9 @@ _OTHER_VARIABLES = 1024
 # those of nginx that no prediction needs
 _OTHER_CONNECTIONS = 64
 _MAX_PORT = 65535
+_OTLP_EXPORTER = "opentelemetry-exporter-otlp-proto-http"
+# an IPv6 address stands in brackets
+_ADDRESS = re.compile(r"([^\s:/\[\]]+|\[[0-9a-fA-F:.]+\]):([0-9]{1,5})")
 _PLACEHOLDER = re.compile(r"%\((\w+)\)|\$\((\w+)\)")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _NUMBER = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -118,6 +123,10 @@ class Settings:
     prediction_log_dir: str = _serving("")
     prediction_log_max_mb: int = _serving(1024, 1)
     prediction_log_file_s: int = _serving(60, 1)
+    otlp_endpoint: str = _serving("")
+    trace_sample: float = _serving(1.0)
+    carbon: str = _serving("")
+    statsd: str = _serving("")
 
     @classmethod
     def read(cls, file: Path, environ: Mapping[str, str] = os.environ) -> "Settings":
@@ -214,6 +223,7 @@ class Settings:
             if getattr(self, key) > 1:
                 reason = "it is the part of the requests that are logged, and 1 is all of them"
                 raise _refusal(key, getattr(self, key), reason, 1)
+        self._check_telemetry()
         page = mmap.PAGESIZE
         step = page // math.gcd(page, self.queue_blocksize)
         least = 4 * self.seats
@@ -264,6 +274,33 @@ class Settings:
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             reason = f"{there} is no folder that this user may write to"
             raise _refusal("prediction_log_dir", self.prediction_log_dir, reason, "run/predictions")
+    def _check_telemetry(self) -> None:
+        if not 0 <= self.trace_sample <= 1:
+            raise _refusal("trace_sample", self.trace_sample, "it is the share of requests, from 0 to 1", 1)
+        for name, port in (("carbon", 2003), ("statsd", 8125)):
+            if getattr(self, name) and self.address(name) is None:
+                raise _refusal(name, getattr(self, name), "it is host:port, and empty for none", f"127.0.0.1:{port}")
+        if not self.otlp_endpoint:
+            return
+        url = urlsplit(self.otlp_endpoint)
+        if url.scheme not in ("http", "https") or not url.hostname or url.query or "@" in url.netloc:
+            reason = (
+                "it is the URL of a collector for OTLP over HTTP; what is secret comes in OTEL_EXPORTER_OTLP_HEADERS"
+            )
+            # which may be there already
+            raise _refusal("otlp_endpoint", url.scheme + "://…", reason, "http://127.0.0.1:4318")
+        try:
+            importlib.metadata.distribution(_OTLP_EXPORTER)
+        except importlib.metadata.PackageNotFoundError:
+            raise SettingsError(
+                f"[serving] otlp_endpoint = {self.otlp_endpoint}: it needs the extra otel; pip install -c"
+                " constraints.txt '.[otel]', or leave it empty"
+            ) from None
+
+    def address(self, name: str) -> tuple[str, int] | None:
+        """Host and port of a setting; None where it is none."""
+        match = _ADDRESS.fullmatch(getattr(self, name))
+        return (match[1].strip("[]"), int(match[2])) if match and int(match[2]) <= _MAX_PORT else None
 
     def _check_machine(self) -> None:
         memory = memory_bytes()

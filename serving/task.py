@@ -21,7 +21,7 @@ class Task:
     """What one request asks of a replica.
 
     uuid is ours and unique; request_id is what the client or nginx calls the request, and two clients may choose the
-    same.  signature is one of the card's others, "" for the default.
+    same.  signature is one of the card's others, "" for the default; trace says where its spans belong, if it has any.
     """
 
     uuid: bytes
@@ -31,6 +31,7 @@ class Task:
     rows: int
     inputs: Tensors
     signature: str = ""
+    trace: bytes = b""
 
 
 @dataclass(slots=True)

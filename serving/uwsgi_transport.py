@@ -266,6 +266,11 @@ def after_fork(start: Callable[[], None]) -> None:
     uwsgi.post_fork_hook = start
 
 
+def at_exit(end: Callable[[], None]) -> None:
+    """Call end in each worker that has finished."""
+    uwsgi.atexit = end
+
+
 def config_file() -> str:
     """The ini file that uWSGI was started with."""
     return str(uwsgi.opt["ini"].decode())

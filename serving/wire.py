@@ -19,8 +19,9 @@ from serving.errors import by_code
 from serving.signature import DTYPES, STRING
 from serving.task import Reply, Task, Tensor, Tensors
 
-# uuid, offered, deadline, rows, tensors, length of the signature's name (0: the default), length of the request id
-_TASK = struct.Struct("<16sddIBBB9x")
+# uuid, offered, deadline, rows, tensors; lengths of the signature's name (0: the default), of the trace (0: none), and of
+# the request id
+_TASK = struct.Struct("<16sddIBBHB7x")
 # uuid, version, queue_ms, predict_ms, tensors, length of the error's code (0: no error), length of its detail, rows of
 # the batch
 _REPLY = struct.Struct("<16sQffBBHI8x")
@@ -40,18 +41,28 @@ MAX_REQUEST_ID = 255
 def encode_task(task: Task) -> bytes:
     """The frame of a task."""
     signature, request_id = task.signature.encode(), task.request_id.encode()
+    trace = task.trace
     head = _TASK.pack(
-        task.uuid, task.offered, task.deadline, task.rows, len(task.inputs), len(signature), len(request_id)
+        task.uuid,
+        task.offered,
+        task.deadline,
+        task.rows,
+        len(task.inputs),
+        len(signature),
+        len(trace),
+        len(request_id),
     )
-    return _join(head, task.inputs, signature + request_id)
+    return _join(head, task.inputs, signature + trace + request_id)
 
 
 def decode_task(frame: bytes) -> Task:
     """The task of a frame; its number tensors read the frame in place and cannot be written to."""
-    uuid, offered, deadline, rows, tensors, named, length = _TASK.unpack_from(frame)
-    end = len(frame) - length
+    uuid, offered, deadline, rows, tensors, named, traced, length = _TASK.unpack_from(frame)
+    last = len(frame) - length
+    end = last - traced
     signature = frame[end - named : end].decode() if named else ""
-    return Task(uuid, frame[end:].decode(), offered, deadline, rows, _split(frame, _TASK.size, tensors), signature)
+    inputs = _split(frame, _TASK.size, tensors)
+    return Task(uuid, frame[last:].decode(), offered, deadline, rows, inputs, signature, frame[end:last])
 
 
 def peek_request_id(frame: bytes) -> str:
@@ -62,8 +73,8 @@ def peek_request_id(frame: bytes) -> str:
 
 def content(frame: bytes) -> memoryview:
     """The part of a task's frame that holds its tensors and what they are for: the same for the same inputs."""
-    length: int = _TASK.unpack_from(frame)[-1]
-    return memoryview(frame)[_TASK.size : len(frame) - length]
+    *_, traced, length = _TASK.unpack_from(frame)
+    return memoryview(frame)[_TASK.size : len(frame) - traced - length]
 
 
 def encode_reply(reply: Reply) -> bytes:

@@ -14,7 +14,7 @@ LAYERS = [
     {"serving.errors", "serving.logs"},
     {"serving.task", "serving.plan", "serving.failures"},
     {"serving.signature", "serving.settings", "serving.ledger", "serving.counts"},
-    {"serving.wire", "serving.batching", "serving.transport", "serving.model"},
+    {"serving.wire", "serving.batching", "serving.transport", "serving.model", "serving.spans"},
     {"serving.uwsgi_transport", "serving.memory_transport", "serving.store", "serving.quarantine"},
     {"app", "mules", "sources"},
     {"nginx", "reload", "catalog", "children", "refusals", "trial", "cases", "placeholders", "status"},

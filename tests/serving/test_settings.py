@@ -48,7 +48,7 @@ def test_the_shipped_file_passes_and_every_number_of_it_is_read():
     for each in fields(Settings):
         name = each.name.removeprefix("cache_") if each.name.startswith("cache_") else each.name
         name = name if each.metadata["section"] == "serving" else name.replace("_", "-")
-        found = re.search(rf"(^|,){name} ?= ?([^,\n]+)", text, re.MULTILINE)
+        found = re.search(rf"(^|,){name} ?= ?([^,\n]*)", text, re.MULTILINE)
         value = getattr(settings, each.name)
         assert (str(value).lower() if isinstance(value, bool) else str(value)) == found[2]
 
@@ -189,6 +189,21 @@ def test_a_value_at_its_limit_is_accepted(read, values, accepted):
         ({"QUEUE": ""}, "[uwsgi] queue is missing; the shipped uwsgi.ini has it"),
         ({"SERVING_REFUSE_LATE": "false"}, {"refuse_late": False}),
         ({"SERVING_REFUSE_LATE": "no"}, "[serving] refuse_late = no: it is true or false; true would do"),
+        ({"SERVING_TRACE_SAMPLE": "0.25"}, {"trace_sample": 0.25}),
+        ({"SERVING_TRACE_SAMPLE": "0"}, {"trace_sample": 0.0}),
+        ({"SERVING_TRACE_SAMPLE": "1e-2"}, "[serving] trace_sample = 1e-2: it must be a number, for example 0.5"),
+        ({"SERVING_TRACE_SAMPLE": "1.5"}, "trace_sample = 1.5: it is the share of requests, from 0 to 1; 1 would do"),
+        ({"SERVING_TRACE_SAMPLE": "-0.5"}, "trace_sample = -0.5: it is the share of requests"),
+        ({"SERVING_OTLP_ENDPOINT": "https://tempo:4318/otlp"}, {"otlp_endpoint": "https://tempo:4318/otlp"}),
+        ({"SERVING_OTLP_ENDPOINT": "tempo:4317"}, "it is the URL of a collector for OTLP over HTTP"),
+        ({"SERVING_OTLP_ENDPOINT": "http://"}, "http://127.0.0.1:4318 would do"),
+        # what it says is not said again
+        ({"SERVING_OTLP_ENDPOINT": "http://me:mine@tempo"}, "otlp_endpoint = http://…: it is the URL of a collector"),
+        ({"SERVING_CARBON": "graphite:2003"}, {"carbon": "graphite:2003"}),
+        ({"SERVING_STATSD": "[::1]:8125"}, {"statsd": "[::1]:8125"}),
+        ({"SERVING_CARBON": "graphite"}, "carbon = graphite: it is host:port, and empty for none; 127.0.0.1:2003"),
+        ({"SERVING_STATSD": "::1:8125"}, "statsd = ::1:8125: it is host:port, and empty for none; 127.0.0.1:8125"),
+        ({"SERVING_STATSD": "a:65536"}, "statsd = a:65536: it is host:port"),
         ({"QUEUE": "1_000"}, "queue = 1_000: it must be a whole number, for example 8"),
         ({"QUEUE": "9" * 5000}, "it must be a whole number, for example 8"),
         ({"SERVING_DEADLINE_MS": "5.5"}, "[serving] deadline_ms = 5.5: it must be a whole number, for example 8"),

@@ -75,6 +75,16 @@ def test_a_task_names_its_signature(inputs, request_id, signature):
     check_same(found.inputs, inputs)
 
 
+@given(NAMED, st.text(max_size=63), NAMES, st.binary(max_size=600))
+def test_a_task_takes_its_trace_along_and_is_the_same_input_with_it(inputs, request_id, signature, trace):
+    frame = encode_task(Task(UUID, request_id, 1.5, 2.5, 1, inputs, signature, trace))
+    found = decode_task(frame)
+    assert (found.trace, found.signature, found.request_id) == (trace, signature, request_id)
+    assert peek_request_id(frame) == request_id
+    check_same(found.inputs, inputs)
+    assert content(frame) == content(encode_task(Task(UUID, "another", 1.5, 2.5, 1, inputs, signature)))
+
+
 @given(
     st.binary(min_size=16, max_size=16),
     st.integers(0, 2**64 - 1),
