@@ -86,7 +86,7 @@ def start_process() -> None:
         log.rename(f"worker {number}")
         # the one that answers health
         control = number > settings.prediction_workers
-        metrics.start_worker(number, control)
+        metrics.start_worker(number, control, None if traces is None else traces.add_own)
         if prediction_log and not control:
             prediction_log.start_worker(number)
         if settings.pin_workers and not control:

@@ -71,6 +71,8 @@ def create_app(
         from app import grpc
 
         found.ends.know(grpc.NAMES, predict=True)
+        if traces is not None:
+            traces.know(grpc.NAMES)
         flask_door = grpc.Door(flask_door, predict, settings.max_body_bytes, found.ends.count_other)
     app.wsgi_app = ShortCut(flask_door, predict)  # type: ignore[method-assign]
     return app

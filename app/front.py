@@ -25,8 +25,10 @@ from pathlib import Path
 CODES = ("queue_full", "not_found", "method_not_allowed", "bad_gateway", "not_implemented")
 # path, status, code, seconds and request id
 Count = Callable[[str, str, str, float, str], None]
-# a line: status, code, seconds, request id and path
-_LINE = re.compile(r"(\d{3}) (\w+) (\d+\.\d+) (\S+) (.*)")
+# the same; and the method, when it was answered, and its traceparent
+Trace = Callable[[str, str, str, float, str, str, float, str], None]
+# a line: status, code, seconds, request id, what traces need where there are any, and path
+_LINE = re.compile(r"(\d{3}) (\w+) (\d+\.\d+) (\S+) (?:(\S+) (\d+\.\d+) (\S+) )?(.*)")
 # nginx writes them together, once a second
 _LOOK_S = 0.2
 _MOST_BYTES = 1 << 18
@@ -65,12 +67,12 @@ class Front:
         accepted = re.search(r"^ (\d+) ", told, re.MULTILINE)
         return Status({name.lower(): int(count) for name, count in numbers}, int(accepted[1]) if accepted else 0)
 
-    def read(self, count: Count) -> None:
-        """From now on, count what it answers by itself."""
+    def read(self, count: Count, trace: Trace | None = None) -> None:
+        """From now on, count what it answers by itself, and trace it."""
         if self._run_dir is not None:
-            threading.Thread(target=self._read, args=(self._run_dir, count), name="front", daemon=True).start()
+            threading.Thread(target=self._read, args=(self._run_dir, count, trace), name="front", daemon=True).start()
 
-    def _read(self, run_dir: Path, count: Count) -> None:
+    def _read(self, run_dir: Path, count: Count, trace: Trace | None) -> None:
         lines = os.open(run_dir / "answers.log", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         # until the one before has ended: what one has counted is none of another's
         fcntl.flock(lines, fcntl.LOCK_EX)
@@ -84,8 +86,10 @@ class Front:
             for line in read.decode(errors="replace").split("\n"):
                 # where the disk was full, a line may be half of one
                 if match := _LINE.fullmatch(line):
-                    status, code, seconds, id, path = match.groups()
+                    status, code, seconds, id, method, at, traceparent, path = match.groups()
                     count(path, status, code, float(seconds), id)
+                    if trace is not None and at:
+                        trace(path, status, code, float(seconds), id, method, float(at), traceparent)
             start += len(read) + 1
             with suppress(OSError):
                 os.pwrite(mark, start.to_bytes(8), 0)

@@ -106,11 +106,14 @@ class Metrics(Collector):
         # what else the worker that no prediction goes to has to start
         self.in_control: list[Callable[[], None]] = []
 
-    def start_worker(self, number: int, control: bool) -> None:
-        """In a fresh worker, counted from 1.  control: it is the one that no prediction goes to."""
+    def start_worker(self, number: int, control: bool, trace: front.Trace | None = None) -> None:
+        """In a fresh worker, counted from 1.  control: it is the one that no prediction goes to.
+
+        trace: whom to tell of what nginx answers by itself.
+        """
         self.counts.start_worker(number)
         if control:
-            self.nginx.read(self._count_own)
+            self.nginx.read(self._count_own, trace)
             for start in self.in_control:
                 start()
 

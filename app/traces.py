@@ -15,7 +15,7 @@ Source:   W3C Trace Context; OpenTelemetry's semantic conventions for HTTP and g
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from opentelemetry.context import Context
@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.trace import SpanContext, SpanKind, TraceState, get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from app import dialects
 from serving import spans
 from serving.ledger import ANY
 from serving.spans import Spans
@@ -48,6 +49,11 @@ class Traces:
 
     def __init__(self, sent: Spans) -> None:
         self._spans = sent
+        self._calls: set[str] = set()
+
+    def know(self, calls: Iterable[str]) -> None:
+        """Before the fork: these calls by gRPC are predictions, too."""
+        self._calls |= {*calls}
 
     def begin(self, environ: Mapping[str, Any]) -> "Trace | None":
         """The trace of a request; None where it is not sampled."""
@@ -61,6 +67,19 @@ class Traces:
         if sampled.decision is not Decision.RECORD_AND_SAMPLE:
             return None
         return Trace(self._spans, client if client.is_valid else None, trace_id, sampled.trace_state)
+
+    def add_own(
+        self, path: str, status: str, code: str, took_s: float, id: str, method: str, at: float, traceparent: str
+    ) -> None:
+        """What nginx answered by itself, at a second since 1970, where a prediction was asked for."""
+        route = dialects.find(path)
+        if route is None and path not in self._calls:
+            return
+        trace = self.begin({"HTTP_TRACEPARENT": traceparent})
+        if trace is not None:
+            asked = {"REQUEST_METHOD": method, "PATH_INFO": path, "HTTP_TE": "" if route else "trailers"}
+            end = time.monotonic() - (time.time() - at)
+            trace.add_server(asked, route.dialect.name if route else path, end - took_s, end, int(status), code, id)
 
 
 class Trace:
@@ -102,15 +121,7 @@ class Trace:
         error = code if status >= 500 else ""
         # nginx knows how long it was reading
         received = start - accept_s - float(environ.get("HTTP_X_READ_S") or 0.0)
-        name, about = _about(environ, route, status)
-        about["muleteer.request_id"] = request_id
-        if version != ANY:
-            about["muleteer.model.version"] = version
-        if rows:
-            about["muleteer.rows"] = rows
-        if code:
-            about["muleteer.code"] = code
-        self._spans.add(name, self._server, self._client, received, end, about, SpanKind.SERVER, error=error)
+        self.add_server(environ, route, received, end, status, code, request_id, version, rows)
         self._spans.add("handler", self._handler, self._server, start, end, {}, error=error)
         task, reply = self._task, self._reply
         if task is None:
@@ -122,6 +133,30 @@ class Trace:
         self._add("queue", task.offered, task.offered + reply.queue_ms / 1000)
         if reply.error is None:
             self._add("encode", self._replied, end)
+
+    def add_server(
+        self,
+        environ: Mapping[str, Any],
+        route: str,
+        start: float,
+        end: float,
+        status: int,
+        code: str,
+        request_id: str,
+        version: int = ANY,
+        rows: int = 0,
+    ) -> None:
+        """The whole request, as nginx had it."""
+        name, about = _about(environ, route, status)
+        about["muleteer.request_id"] = request_id
+        if version != ANY:
+            about["muleteer.model.version"] = version
+        if rows:
+            about["muleteer.rows"] = rows
+        if code:
+            about["muleteer.code"] = code
+        error = code if status >= 500 else ""
+        self._spans.add(name, self._server, self._client, start, end, about, SpanKind.SERVER, error=error)
 
     def _add(self, name: str, start: float, end: float, error: str = "") -> None:
         self._spans.add(name, spans.child(self._handler), self._handler, start, end, {}, error=error)

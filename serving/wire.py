@@ -19,7 +19,7 @@ from serving.errors import by_code
 from serving.signature import DTYPES, STRING
 from serving.task import Reply, Task, Tensor, Tensors
 
-# uuid, offered, deadline, rows, tensors; lengths of the signature's name (0: the default), of the trace (0: none), and of
+# uuid, offered, deadline, rows, tensors; lengths of the signature's name (0: the default), of the trace (0: none), of
 # the request id
 _TASK = struct.Struct("<16sddIBBHB7x")
 # uuid, version, queue_ms, predict_ms, tensors, length of the error's code (0: no error), length of its detail, rows of
