@@ -274,6 +274,7 @@ class Settings:
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             reason = f"{there} is no folder that this user may write to"
             raise _refusal("prediction_log_dir", self.prediction_log_dir, reason, "run/predictions")
+
     def _check_telemetry(self) -> None:
         if not 0 <= self.trace_sample <= 1:
             raise _refusal("trace_sample", self.trace_sample, "it is the share of requests, from 0 to 1", 1)
