@@ -84,6 +84,25 @@ do: programs, limits of the kernel, sockets that others can reach, memory and co
 processes would have of each other after a fork.  Nothing is changed.  Exits with 0 when nothing is wrong, though there
 may be warnings, 1 otherwise.
 """
+TUNE = """\
+Finds how many mules, workers, threads and rows of a batch hold a promise, and says why: measures the model alone, then
+what a request costs around it, ranks what could be right by a simulation of the pool, and lets real servers judge under
+load that comes as clients do.  They are its own, on ports of their own, and end with it; one that runs is not touched,
+but disturbs, as all else on the machine does.
+
+  muleteer tune --slo p99=50ms                      the settings with the highest rate that holds it
+  muleteer tune --slo p99=50ms --rate 400           the fewest mules that hold it at 400 requests a second
+  muleteer tune --slo p99=50ms --rate 400 --write   and put them into uwsgi.ini, comments kept
+
+A request that is refused counts as one that comes too late.  The report has plots and the reasons in words; beside it
+lies all that was measured as JSON, which `capacity` reads.  Exits with 0 when a setting holds the promise, 1 when none
+does, 2 when an argument or a setting is wrong, 130 when it was interrupted.
+"""
+CAPACITY = """\
+Says what rate the present settings hold a promise at, and what other counts of mules would, by the same simulation as
+`tune` and without load.  It reads what `tune` measured where that is of this model and this machine, and else measures
+the model alone, which takes seconds.  Exits with 0, 1 where no rate holds it, 2 when an argument or a setting is wrong.
+"""
 CONFORM = """\
 Asks any server, ours or another, what the documents of its protocols say that it answers, and prints a line for each
 case, to be pasted into a bug report.  A case that fails tells what was expected and what came.  The cases are the files
@@ -180,7 +199,22 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--markdown", action="store_true", help="print tables, with what says so")
     completion = add("completion", _completion, "print what a shell needs to complete commands", COMPLETION)
     completion.add_argument("shell", choices=("bash", "zsh", "fish", "tcsh"), metavar="SHELL", help="%(choices)s")
-    for command in (serve, again, status, checks):
+    tune = add("tune", _tune, "find the counts that hold a promise, and say why", TUNE)
+    tune.add_argument(
+        "--rate", type=_positive, default=0.0, metavar="N", help="requests a second to be held (the most)"
+    )
+    tune.add_argument("--inputs", type=Path, metavar="FILE", help="recorded requests, a body a line (like the sample)")
+    tune.add_argument("--minutes", type=_positive, default=0.0, metavar="N", help="how long it may take (3 to 9)")
+    tune.add_argument("--write", action="store_true", help="put what is found into uwsgi.ini")
+    capacity = add("capacity", _capacity, "say what rate holds a promise, without load", CAPACITY)
+    capacity.add_argument("--mules", dest="counts", type=int, nargs="+", metavar="N", help="these counts beside it")
+    for command in (tune, capacity):
+        command.add_argument(
+            "model", nargs="?", metavar="MODEL", help="its folder or URL (MODEL, or as uwsgi.ini says)"
+        )
+        command.add_argument("--slo", required=True, metavar="P=TIME", help="the promise: p99=50ms, p99.9=0.2s")
+        command.add_argument("--report", type=Path, metavar="FILE", help="where the report lies (tune.html in RUN_DIR)")
+    for command in (serve, again, status, checks, tune, capacity):
         command.add_argument("--port", help="the server's port (PORT)")
     for command in (listing, fetch, verify, predict, checks):
         command.add_argument("--model", help="folder or URL of the model (MODEL, or model in uwsgi.ini)")
@@ -188,9 +222,19 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--version", type=int, help="which version (the highest)")
     status_form = status.add_mutually_exclusive_group()
     status_form.add_argument("--watch", action="store_true", help="keep it live, with rates, until Ctrl-C")
-    for command in (again, status_form, listing, fetch, verify, checks, form):
+    for command in (again, status_form, listing, fetch, verify, checks, form, tune, capacity):
         command.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e7:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 def _policy(text: str) -> str:
@@ -330,6 +374,50 @@ def _predict(asked: argparse.Namespace, environ: dict[str, str]) -> int:
     settings = _settings(environ)
     print(trial.apart(trial.answer, _folder(asked, settings, environ), settings, body))
     return 0
+
+
+# ---- counts
+
+
+def _tune(asked: argparse.Namespace, environ: dict[str, str]) -> int:
+    from load.loadgen import NoCompiler
+    from tuning.ini import IniError
+    from tuning.stack import StackFailed
+    from tuning.tune import interruptible, tune
+
+    report, inputs = asked.report and asked.report.absolute(), asked.inputs and asked.inputs.absolute()
+    try:
+        with interruptible():
+            about = _tuned(asked, environ)
+            return tune(about, asked.rate, asked.minutes, inputs, report, asked.write, asked.json)
+    except KeyboardInterrupt:
+        return _refuse(130, "interrupted; what was started has ended, and nothing is written")
+    except (NoCompiler, IniError) as error:
+        return _refuse(2, error)
+    except StackFailed as error:
+        raise Failed(str(error)) from error
+
+
+def _capacity(asked: argparse.Namespace, environ: dict[str, str]) -> int:
+    from tuning.tune import capacity
+
+    report = asked.report and asked.report.absolute()
+    return capacity(_tuned(asked, environ), asked.counts or (), report, asked.json)
+
+
+def _tuned(asked: argparse.Namespace, environ: dict[str, str]) -> Any:
+    """What both are about."""
+    from tuning.promise import Promise, PromiseError
+    from tuning.tune import Asked
+
+    try:
+        promise = Promise.parse(asked.slo)
+    except PromiseError as error:
+        raise SettingsError(f"--slo: {error}") from error
+    asked.version = None
+    settings = _settings(environ)
+    folder = _folder(asked, settings, environ)
+    return Asked(folder, settings, ini_of(environ), run_dir_of(environ), environ, promise)
 
 
 # ---- protocols

@@ -70,7 +70,7 @@ class Alone:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        line = {"overhead_s": self.line.overhead_s, "row_s": self.line.row_s, "busy": self.line.busy}
+        line: dict[str, Any] = {"overhead_s": self.line.overhead_s, "row_s": self.line.row_s, "busy": self.line.busy}
         line |= {"most_rows": self.line.most_rows, "spread": list(self.line.spread)}
         about = {key: getattr(self, key) for key in ("threads", "load_s", "mb", "model_mb", "engine")}
         return about | {"line": line, "points": {str(rows): seconds for rows, seconds in self.points.items()}}
@@ -157,7 +157,7 @@ def _varied(sample: Tensors, rows: int, random: np.random.Generator) -> Tensors:
         repeated = tensor.repeat(rows, axis=0)
         if repeated.dtype.kind == "f":
             factors = 1 + _VARIATION * random.standard_normal(repeated.shape)
-            repeated = (repeated * factors).astype(repeated.dtype)
+            repeated = (repeated.astype(float) * factors).astype(repeated.dtype)
         found[name] = repeated
     return found
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from tuning.pool import Costs, Line
 from tuning.stack import Measurement
@@ -58,6 +59,6 @@ def _mule_costs(runs: Sequence[Measurement], line: Line, mean_rows: float) -> tu
     return max(0.0, few_s - task_s * few), task_s
 
 
-def _thinned(ordered: np.ndarray) -> tuple[float, ...]:  # type: ignore[type-arg]
+def _thinned(ordered: npt.NDArray[np.float64]) -> tuple[float, ...]:
     places = np.linspace(0, len(ordered) - 1, min(_SAMPLES, len(ordered))).round().astype(int)
     return tuple(float(one) for one in ordered[places])

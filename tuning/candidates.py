@@ -25,6 +25,8 @@ _FULL = 0.8
 # as much as of a kind as are worth simulating
 _OF_A_KIND = 2
 _SIMULATED = 6
+# counts of mules that hold the promise, or that bring no more: so many tell enough
+_ENOUGH, _WORTH = 3, 0.95
 
 
 @dataclass(frozen=True)
@@ -164,10 +166,16 @@ def rank_at(evidence: Evidence, rate: float) -> list[Prediction]:
         holds = [one for one in tried if evidence.promise.holds(one.percentile_s)]
         found.append(holds[0] if holds else min(tried, key=lambda one: one.percentile_s))
         holding += bool(holds)
-        if holding == 3:
-            # with more mules it does not get cheaper
+        # with more mules than those it gets no cheaper; nor better, where the last few were not
+        if holding == _ENOUGH or (len(found) > _ENOUGH and not _improves([one.percentile_s for one in found])):
             break
     return found
+
+
+def _improves(percentiles: Sequence[float]) -> bool:
+    """Whether the last ones are better than all before them, or none was ever good for anything."""
+    before = min(percentiles[:-_ENOUGH])
+    return before == math.inf or min(percentiles[-_ENOUGH:]) < _WORTH * before
 
 
 def rank(evidence: Evidence) -> list[Prediction]:

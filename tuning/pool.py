@@ -183,8 +183,8 @@ class _Run:
         self._asleep = setting.mules
         self._now = self._spent = self._weight = 0.0
         self._speed = 1.0
-        # (when as much was spent on each, order, weight, stage, request or batch)
-        self._computing: list[tuple[float, int, float, int, object]] = []
+        # (when as much was spent on each, order, weight, stage, batch; of all but a predict that is one request)
+        self._computing: list[tuple[float, int, float, int, list[int]]] = []
         # (when, order, batch): those that wait for something else than a core
         self._idling: list[tuple[float, int, list[int]]] = []
         self._order = self._batches = 0
@@ -199,9 +199,9 @@ class _Run:
             done = self._now + (computing[0][0] - self._spent) / self._speed if computing else math.inf
             if done <= arrives and done <= woken:
                 self._advance(done)
-                _, _, weight, stage, who = heapq.heappop(computing)
+                _, _, weight, stage, batch = heapq.heappop(computing)
                 self._weigh(-weight)
-                self._next(stage, who)
+                self._next(stage, batch)
             elif arrives <= woken:
                 self._advance(arrives)
                 if self._connections:
@@ -230,10 +230,10 @@ class _Run:
         self._weight += weight
         self._speed = min(1.0, self._pool.cores / self._weight) if self._weight > 1e-9 else 1.0
 
-    def _compute(self, stage: int, who: object, needs_s: float, weight: float = 1.0) -> None:
+    def _compute(self, stage: int, batch: list[int], needs_s: float, weight: float = 1.0) -> None:
         self._order += 1
         self._core_s += needs_s * weight
-        heapq.heappush(self._computing, (self._spent + needs_s, self._order, weight, stage, who))
+        heapq.heappush(self._computing, (self._spent + needs_s, self._order, weight, stage, batch))
         self._weigh(weight)
 
     def _queue(self, line: int, stage: int, request: int) -> None:
@@ -246,25 +246,25 @@ class _Run:
     def _begin(self, line: int, stage: int, request: int) -> None:
         costs = self._pool.costs
         self._at_work[line] = True
-        self._compute(stage, request, costs.nginx_s if stage == _NGINX else costs.worker_s / 2)
+        self._compute(stage, [request], costs.nginx_s if stage == _NGINX else costs.worker_s / 2)
 
-    def _next(self, stage: int, who: object) -> None:
+    def _next(self, stage: int, batch: list[int]) -> None:
         """What follows when a stage is done."""
         if stage == _PREDICT:
-            for request in who:  # type: ignore[attr-defined]
+            for request in batch:
                 self._queue(1 + self._worker[request], _ENCODE, request)
             self._take()
             return
         if stage == _ASIDE:
             return
-        request: int = who  # type: ignore[assignment]
+        request = batch[0]
         line = 0 if stage == _NGINX else 1 + self._worker[request]
         self._at_work[line] = False
         if self._lines[line]:
             self._begin(line, *self._lines[line].popleft())
         if stage == _NGINX:
             if self._pool.costs.generator_s:
-                self._compute(_ASIDE, None, self._pool.costs.generator_s)
+                self._compute(_ASIDE, [], self._pool.costs.generator_s)
             self._queue(1 + self._worker[request], _DECODE, request)
         elif stage == _DECODE:
             self._waiting.append(request)
@@ -306,7 +306,8 @@ class _Run:
 
     def _predict_s(self, batch: list[int]) -> float:
         rows = sum(self._rows[request] for request in batch)
-        return self._pool.line.of(rows, self._pool.setting.batch_rows) * self._spread[batch[0]]
+        spread: float = self._spread[batch[0]]
+        return self._pool.line.of(rows, self._pool.setting.batch_rows) * spread
 
     def _turn_s(self, batch: list[int]) -> float:
         self._mule_s += (turn_s := self._pool.costs.turn_s + len(batch) * self._pool.costs.task_s)

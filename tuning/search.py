@@ -12,7 +12,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ _CLIENTS = 64
 # of the rate that it could do, hardly a request; and the bounds of what is sent then
 _LOW, _LOW_RATES = 0.1, (20.0, 300.0)
 # a run in which other programs took more of the cores is made again, so often
-DISTURBED, _AGAIN = 0.1, 2
+DISTURBED, _AGAIN = 0.1, 1
 _REPEATS = 3
 # the simulation agrees where it is no further from the promise than it is exact
 AGREES = 1.25
@@ -63,9 +62,9 @@ class Point:
     @property
     def quiet(self) -> list[Measurement]:
         """The runs without those that others disturbed, or else the one that was disturbed the least."""
-        return [run for run in self.runs if run.others <= DISTURBED] or sorted(
-            self.runs, key=lambda run: run.others
-        )[:1]
+        return [run for run in self.runs if run.others <= DISTURBED] or sorted(self.runs, key=lambda run: run.others)[
+            :1
+        ]
 
 
 @dataclass
@@ -218,6 +217,8 @@ class Search:
         trials = [present]
         chosen = None
         hopeful = [one for one in ranked if one.percentile_s <= AGREES * self._promise.limit_s]
+        # where it knows of none, the one that comes nearest shows whether it is right
+        hopeful = hopeful or sorted(ranked, key=lambda one: one.percentile_s)[:1]
         place = next((place for place, one in enumerate(hopeful) if self._promise.holds(one.percentile_s)), 0)
         tried: set[int] = set()
         while 0 <= place < len(hopeful) and place not in tried and (not tried or self._has_time(4 * self._run_s)):
@@ -235,8 +236,10 @@ class Search:
                 place += 1
         if present.at(self._rate) is None and self._has_time(2 * self._run_s):
             self._try_at(present, self._rate, repeats=1)
-        if chosen is not None and present.held and price(present.pool, present.setting) <= price(
-            chosen.pool, present.setting
+        if (
+            chosen is not None
+            and present.held
+            and price(present.pool, present.setting) <= price(chosen.pool, present.setting)
         ):
             chosen = present
         return trials, chosen
@@ -370,7 +373,12 @@ def refused_at(pool: Pool, rate: float) -> Mapping[str, Any]:
     """What the simulation says of a rate above what it can do."""
     outcome = pool.simulate(rate)
     finite = outcome.latencies[np.isfinite(outcome.latencies)]
-    return {"rate": rate, "answered": outcome.answered, "refused": outcome.refused, "p99_s": float(np.percentile(finite, 99))}
+    return {
+        "rate": rate,
+        "answered": outcome.answered,
+        "refused": outcome.refused,
+        "p99_s": float(np.percentile(finite, 99)),
+    }
 
 
 def with_setting(pool: Pool, **changes: int) -> Pool:

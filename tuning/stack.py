@@ -210,7 +210,7 @@ class Stack:
 
     def _tasks_and_batches(self) -> tuple[float, float]:
         """How many tasks were predicted, and in how many batches, as /metrics has it."""
-        found = {}
+        found: dict[str, float] = {}
         for line in _get(self._port, "/metrics").splitlines():
             name, _, value = line.rpartition(" ")
             key = name.partition("{")[0]

@@ -44,6 +44,7 @@ def test_constant_times_of_service_make_an_m_d_1_queue():
     found = pool(1, Line(0.01, 0.0, 0.0)).simulate(80, 120_000, seed=5)
     # Pollaczek and Khinchine: half of what exponential times wait
     assert found.latencies.mean() == pytest.approx(0.01 + 0.01 * 0.8 / (2 * 0.2), rel=0.05)
+
     # Erlang's distribution of the wait, at the 99th percentile, in times of service
     def waits_less(time, load=0.8):
         return (1 - load) * sum(
