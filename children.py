@@ -19,8 +19,10 @@ LAST_WORDS_S = 0.8
 Child = subprocess.Popen[bytes]
 
 
-def spawn(command: Sequence[str], environ: dict[str, str], folder: Path, out: int | None, err: int, log: int) -> Child:
-    """Start a program there, which prints to these files, and has the log open, too."""
+def spawn(
+    command: Sequence[str], environ: dict[str, str], folder: Path, out: int | None, err: int, files: Sequence[int]
+) -> Child:
+    """Start a program there, which prints to these two files, and to which the others stay open."""
     return subprocess.Popen(
         command,
         cwd=folder,
@@ -28,9 +30,9 @@ def spawn(command: Sequence[str], environ: dict[str, str], folder: Path, out: in
         stdin=subprocess.DEVNULL,
         stdout=out,
         stderr=err,
-        pass_fds=[log],
         # Ctrl-C is for the parent alone: it knows the order of a stop
         start_new_session=True,
+        pass_fds=files,
         preexec_fn=_in_child,
     )
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import reload
 from catalog import BrokenVersion, Catalog, Reasons
+from serving import memory
 from serving.errors import ModelError
 from serving.model import ModelFolder
 from serving.plan import Plan, PlanFile
@@ -48,6 +49,8 @@ class Instance:
         # that answers those who name no version
         self.model: ModelFolder
         self.process: subprocess.Popen[bytes] | None = None
+        # the file in which it counts
+        self.counts: int | None = None
         workers = self.settings.prediction_workers
         self.command = [str(Path(sys.executable).with_name("uwsgi")), "--ini", str(ini)]
         self.environ = environ | {
@@ -84,6 +87,18 @@ class Instance:
     def adopt(self, plan: Plan) -> None:
         """What it serves from its start on.  ModelError when that is no model."""
         self.plan, self.model = plan, _default_model(plan)
+
+    def count(self, before: "Instance | None" = None) -> None:
+        """Before it starts: it goes on with what the one before has counted, unless that was another model."""
+        self.counts = before.counts if before and before.model.name == self.model.name else memory.make()
+        if self.counts is not None:
+            self.environ[memory.VARIABLE] = f"{self.counts},{FOLDERS.index(self.path.name)}"
+
+    def forget_counts(self, other: "Instance") -> None:
+        """When it has ended, and the other serves."""
+        if self.counts is not None and self.counts != other.counts:
+            os.close(self.counts)
+        self.counts = None
 
     def same_as(self, other: "Instance") -> bool:
         """Whether both are started from the same uwsgi.ini and the same folder."""

@@ -114,6 +114,7 @@ class Supervisor:
             self.instance.adopt(self._first_plan())
             self.instance.catalog.keep(self.instance.plan)
             self._complain(self.instance.catalog.stale)
+            self.instance.count()
             self._start(self.instance)
             self.instance.link()
             conf = str(self.run_dir / "nginx.conf")
@@ -187,14 +188,16 @@ class Supervisor:
 
     def _start(self, instance: Instance) -> None:
         instance.make_folder()
-        instance.process = self._spawn("uwsgi", instance.command, instance.environ)
+        files = [] if instance.counts is None else [instance.counts]
+        instance.process = self._spawn("uwsgi", instance.command, instance.environ, files)
 
-    def _spawn(self, program: str, command: list[str], environ: dict[str, str]) -> Child:
+    def _spawn(self, program: str, command: list[str], environ: dict[str, str], files: Sequence[int] = ()) -> Child:
         """Start nginx or uWSGI.  What it prints becomes lines of the log; nginx writes its own to standard output."""
         pipe = Pipe(self.log, program)
         try:
             out = pipe.fd if program == "uwsgi" else None
-            return children.spawn(command, environ | logs.told(self.log), ROOT, out, pipe.fd, self.log.fd)
+            environ = environ | logs.told(self.log)
+            return children.spawn(command, environ, ROOT, out, pipe.fd, [self.log.fd, *files])
         finally:
             pipe.start()
             self.pipes = [*(one for one in self.pipes if one.is_open()), pipe]
@@ -454,6 +457,7 @@ class Supervisor:
         nginx_conf = self._nginx_conf(new)
         nginx.check_configuration(nginx_conf, self.run_dir)
         self.other = new
+        new.count(before=self.instance)
         try:
             self._start(new)
             ready = self._until_ready(new, complete=True)
@@ -494,6 +498,7 @@ class Supervisor:
             deadline = time.monotonic() + self.other.settings.stop_timeout_s
             self._stop([self.other.process] if self.other.process else [], signal.SIGTERM, deadline, self._next_event)
             self.other.remove_folder()
+            self.other.forget_counts(self.instance)
             self.other.catalog.keep(Plan())
         self.other = None
 

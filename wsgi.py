@@ -15,6 +15,7 @@ from app.metrics import Metrics
 from app.prediction_log import PredictionLog
 from serving import logs, uwsgi_transport
 from serving.counts import Counts
+from serving.memory import Memory
 from serving.plan import PlanFile
 from serving.quarantine import Quarantine
 from serving.settings import Settings
@@ -27,9 +28,11 @@ settings = Settings.read(Path(uwsgi_transport.config_file()))
 log = logs.start(logs.heard(os.environ, "master"), settings.log_level)
 transport = uwsgi_transport.UwsgiTransport(settings)
 quarantine = Quarantine(uwsgi_transport.Notes(), settings.quarantine_s)
+# what the uWSGI before this one has counted is there
+known = Memory.of(os.environ)
 # of each thread that predicts, and of each worker, for what is no prediction
-counts = Counts(settings.seats, settings.processes, settings.mule_processes)
-board = Board(settings.mules, settings.heartbeat_timeout_ms / 1000, settings.longest_predict_s)
+counts = Counts(settings.seats, settings.processes, settings.mule_processes, known)
+board = Board(settings.mules, settings.heartbeat_timeout_ms / 1000, settings.longest_predict_s, known)
 # the supervisor writes there what is to be served, and makes the other when this uWSGI serves no more
 plan, drain_file = PlanFile(Path(os.environ["RUN_DIR"], "plan.json")), Path(os.environ["RUN_DIR"], "drain")
 # by chance, others on this machine begin somewhere else

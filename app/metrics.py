@@ -24,7 +24,7 @@ from app import dialects, front
 from app.front import Front
 from app.problems import request_id
 from serving import counts
-from serving.counts import Batches, Counts, Rows
+from serving.counts import Batches, Counts, Names, Rows
 from serving.errors import CODES
 from serving.store import Board, State
 from serving.transport import Transport
@@ -39,16 +39,16 @@ class Ends:
     def __init__(self, known: Counts, routes: Iterable[str]) -> None:
         self._requests = known.requests
         self._failures = known.failures
-        self._routes = ["other", *dict.fromkeys(routes)]
+        self._names = known.names
         self._predictions = set(routes)
-        self._codes = ["", *CODES, *front.CODES, "other"]
         self._numbers: dict[tuple[str, str, str], int] = {}
+        self._names.know(("other", "", *CODES, *front.CODES, *routes))
 
     def know(self, routes: Iterable[str], predict: bool = False) -> None:
         """Before the fork: these are routes, too; predict: of predictions."""
         if predict:
             self._predictions |= set(routes)
-        self._routes += [route for route in dict.fromkeys(routes) if route not in self._routes]
+        self._names.know(routes)
 
     def count(
         self,
@@ -77,19 +77,19 @@ class Ends:
             self._failures.note_other(self._encode(route, status, code or failed), total_s, id)
 
     def _encode(self, route: str, status: str, code: str) -> int:
-        routes, codes = self._routes, self._codes
-        known = routes.index(route if route in routes else "other"), codes.index(code if code in codes else "other")
-        return known[0] << 32 | int(status[:3]) << 16 | known[1]
+        known = self._names.number
+        return known(route, "other") << 32 | int(status[:3]) << 16 | known(code, "other")
 
     def decode(self, number: int) -> tuple[str, str, str]:
         """The route, the status and the code."""
         if number == counts.OTHER:
             return "other", "0", "other"
-        return self._routes[number >> 32], str(number >> 16 & 0xFFFF), self._codes[number & 0xFFFF]
+        text = self._names.text
+        return text(number >> 32, "other"), str(number >> 16 & 0xFFFF), text(number & 0xFFFF, "other")
 
     def predicts(self, number: int) -> bool:
         """Whether it is of a prediction, or was to be one."""
-        return number != counts.OTHER and self._routes[number >> 32] in self._predictions
+        return self.decode(number)[0] in self._predictions
 
 
 class Metrics(Collector):
@@ -225,19 +225,20 @@ class Metrics(Collector):
             for one in State:
                 state.add_metric((replica, one.name.lower()), float(status.state == one.name.lower()))
             ready.add_metric((replica,), float(status.ready))
-            loads.add_metric((replica, "ready"), record.loads)
-            loads.add_metric((replica, "failed"), record.failed_loads)
-            for death, count in record.deaths().items():
-                deaths.add_metric((replica, death), count)
             if not record.pid:
                 # what a dead process has is nothing
                 continue
             rss.add_metric((replica,), record.rss)
-            if record.loads:
+            if record.load_s:
                 load.add_metric((replica,), record.load_s)
             if status.heartbeat_age_s is not None:
                 age.add_metric((replica,), status.heartbeat_age_s)
             busy.add_metric((replica,), status.busy_s)
+        for number, history in enumerate(self._board.histories(), start=1):
+            loads.add_metric((str(number), "ready"), history.loads)
+            loads.add_metric((str(number), "failed"), history.failed_loads)
+            for death, count in history.deaths().items():
+                deaths.add_metric((str(number), death), count)
         yield from (state, ready, rss, load, age, busy, loads, deaths)
 
     def _front(self) -> Iterator[Metric]:

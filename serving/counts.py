@@ -2,7 +2,7 @@
 
 A table has a block for each thread or process that writes; a block has rows, each found by two numbers that say what it
 counts.  Who reads adds up the blocks.  They outlive their writers, and who follows one that died goes on where it
-stopped: no count ever goes back.
+stopped: no count ever goes back.  They outlive their uWSGI too, when a reload starts another (memory.py).
 
 Made before the fork, and so shared.
 
@@ -11,17 +11,17 @@ Units:    seconds.
 """
 
 import math
-import mmap
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from serving.failures import ID_BYTES, Failures
+from serving.memory import Memory
 
 # the upper bounds of a latency's buckets, from the fastest model to the longest deadline
 BOUNDS_S = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, math.inf)
@@ -37,6 +37,7 @@ Rows = npt.NDArray[np.int64]
 _REQUEST_ROWS = 256
 # of each replica: sizes of batches, and versions
 _BATCH_ROWS = 512
+_NAME_BYTES = 1 << 16
 # a histogram has a number for each bucket, and the sum
 HISTOGRAM = BUCKETS + 1
 # of a bucket: when, how long, and the id of the request
@@ -52,41 +53,51 @@ _REQUEST_NUMBERS = EXEMPLARS + BUCKETS * EXEMPLAR
 class Table:
     """Blocks of rows, each of two numbers that say what it counts, and of numbers that count."""
 
-    def __init__(self, blocks: int, rows: int, numbers: int) -> None:
-        self.blocks, self.rows, self.numbers = blocks, rows, numbers
+    def __init__(self, blocks: int, rows: int, numbers: int, known: Memory | None = None, layout: object = "") -> None:
+        self.rows, self.numbers = rows, numbers
+        self._known = known or Memory()
+        # a block begins with a row that says how many of the others are used, the first ones
+        block = (1 + rows) * (HEAD + numbers)
         # mapped, and used only where a row is
-        self.memory = mmap.mmap(-1, 8 * blocks * rows * (HEAD + numbers))
+        self.memory = self._known.map("table", (rows, numbers, layout), 8 * block, blocks)
         self.integers = memoryview(self.memory).cast("q")
         self.seconds = memoryview(self.memory).cast("d")
-        # how many rows of each block are used, the first ones
-        self.used = memoryview(mmap.mmap(-1, 8 * blocks)).cast("q")
+        self.used = self.integers[::block]
+
+    def place(self, number: int) -> int:
+        """Where this uWSGI has a block."""
+        return self._known.place(number)
+
+    def start(self, block: int, row: int) -> int:
+        """Where a row of a block begins."""
+        return (block * (1 + self.rows) + 1 + row) * (HEAD + self.numbers)
 
     def read(self, numbers: int | None = None) -> Rows:
-        """All rows of all blocks, with the first ones of their numbers: (rows, HEAD + numbers)."""
-        return np.concatenate([self.read_block(block, numbers) for block in range(self.blocks)])
+        """All rows of all blocks, those of other uWSGIs too, with the first ones of their numbers: (rows, HEAD + numbers)."""
+        return np.concatenate([self._rows(block, numbers) for block in range(len(self.used))])
 
-    def read_block(self, block: int, numbers: int | None = None) -> Rows:
-        """Those of one block, as it is and as it will be."""
-        all = np.frombuffer(self.memory, np.int64).reshape(self.blocks, self.rows, HEAD + self.numbers)
-        return all[block, : self.used[block], : HEAD + (self.numbers if numbers is None else numbers)]
+    def read_block(self, number: int) -> Rows:
+        """Those of one writer, and of the same one of other uWSGIs."""
+        return np.concatenate([self._rows(block, None) for block in self._known.places(number)])
+
+    def _rows(self, block: int, numbers: int | None) -> Rows:
+        all = np.frombuffer(self.memory, np.int64).reshape(-1, 1 + self.rows, HEAD + self.numbers)
+        return all[block, 1 : 1 + self.used[block], : HEAD + (self.numbers if numbers is None else numbers)]
 
 
 class Block:
     """A writer's part of a table, in the process that writes."""
 
     def __init__(self, table: Table, number: int) -> None:
-        self._table, self._number = table, number
+        self._table, self._number = table, table.place(number)
         # its predecessor's
-        starts = [self._start(row) for row in range(table.used[number])]
+        starts = [table.start(self._number, row) for row in range(table.used[self._number])]
         self._places = {(table.integers[start], table.integers[start + 1]): start + HEAD for start in starts}
 
     def find(self, what: int, version: int) -> int:
         """Where the numbers of a row begin."""
         place = self._places.get((what, version))
         return self._add(what, version) if place is None else place
-
-    def _start(self, row: int) -> int:
-        return (self._number * self._table.rows + row) * (HEAD + self._table.numbers)
 
     def _add(self, what: int, version: int) -> int:
         table, row = self._table, len(self._places)
@@ -97,7 +108,7 @@ class Block:
             what = version = OTHER
             if (OTHER, OTHER) in self._places:
                 return self._places[OTHER, OTHER]
-        start = self._start(row)
+        start = table.start(self._number, row)
         table.integers[start], table.integers[start + 1] = what, version
         # last: whoever reads it finds the whole row
         table.used[self._number] = row + 1
@@ -108,9 +119,9 @@ class Block:
 class Requests:
     """What became of requests: a block for each thread that predicts, and one for each worker's others."""
 
-    def __init__(self, threads: int, workers: int) -> None:
+    def __init__(self, threads: int, workers: int, known: Memory | None = None) -> None:
         self._threads = self._others = threads
-        self.table = Table(threads + workers, _REQUEST_ROWS, _REQUEST_NUMBERS)
+        self.table = Table(threads + workers, _REQUEST_ROWS, _REQUEST_NUMBERS, known, ("requests", BOUNDS_S, STAGES))
         self._blocks: list[Block | None] = [None] * (threads + workers)
         self._lock = threading.Lock()
 
@@ -179,8 +190,8 @@ class Batches:
     # the bit by which tasks are told from rows
     TASKS = 1 << 32
 
-    def __init__(self, replicas: int) -> None:
-        self.table = Table(replicas, _BATCH_ROWS, self.NUMBERS)
+    def __init__(self, replicas: int, known: Memory | None = None) -> None:
+        self.table = Table(replicas, _BATCH_ROWS, self.NUMBERS, known, "batches")
         self._block: Block | None = None
 
     def start(self, number: int) -> None:
@@ -215,33 +226,68 @@ class Kept:
 
     MEANT, WRITTEN, DROPPED = range(3)
 
-    def __init__(self, workers: int) -> None:
-        self._memory = memoryview(mmap.mmap(-1, 8 * 3 * workers)).cast("q", (workers, 3))
-        self._worker = 0
+    def __init__(self, workers: int, known: Memory | None = None) -> None:
+        self._known = known or Memory()
+        self._numbers = memoryview(self._known.map("kept", "", 8 * 3, workers)).cast("q")
+        self._first = 0
 
     def start_worker(self, number: int) -> None:
         """In a fresh worker, counted from 1: what its predecessor had not written is lost."""
-        self._worker = number - 1
-        meant, written, dropped = (self._memory[self._worker, what] for what in range(3))
+        self._first = 3 * self._known.place(number - 1)
+        meant, written, dropped = self._numbers[self._first : self._first + 3]
         self.count(self.DROPPED, meant - written - dropped)
 
     def count(self, what: int, rows: int) -> None:
         """Count rows of this worker; one thread at a time."""
-        self._memory[self._worker, what] += rows
+        self._numbers[self._first + what] += rows
 
     def total(self, what: int) -> int:
         """Of all workers."""
-        return sum(self._memory[worker, what] for worker in range(len(self._memory)))
+        return sum(self._numbers[what::3])
+
+
+class Names:
+    """Texts that rows tell by a number, which no text ever loses: a uWSGI adds to those of the one before."""
+
+    def __init__(self, known: Memory | None = None) -> None:
+        # of both sides; it begins with how many bytes are used
+        self._memory = (known or Memory()).map("names", "", _NAME_BYTES, 1)
+        self._used = int.from_bytes(self._memory[:8], "little")
+        self.texts = self._memory[8 : 8 + self._used].decode().split("\n")[:-1]
+        self._numbers = {text: number for number, text in enumerate(self.texts)}
+
+    def know(self, texts: Iterable[str]) -> None:
+        """Before the fork: these have numbers, too."""
+        for text in texts:
+            line = f"{text}\n".encode()
+            if text in self._numbers or 8 + self._used + len(line) > _NAME_BYTES:
+                continue
+            self._memory[8 + self._used : 8 + self._used + len(line)] = line
+            self._used += len(line)
+            # last: who is killed before has added nothing
+            self._memory[:8] = self._used.to_bytes(8, "little")
+            self._numbers[text] = len(self.texts)
+            self.texts.append(text)
+
+    def number(self, text: str, otherwise: str) -> int:
+        """Of a text, or of another that is known."""
+        number = self._numbers.get(text)
+        return self._numbers[otherwise] if number is None else number
+
+    def text(self, number: int, otherwise: str) -> str:
+        """By its number; another where a uWSGI after this one has added it."""
+        return self.texts[number] if number < len(self.texts) else otherwise
 
 
 class Counts:
     """All of them."""
 
-    def __init__(self, threads: int, workers: int, replicas: int) -> None:
-        self.requests = Requests(threads, workers)
-        self.batches = Batches(replicas)
+    def __init__(self, threads: int, workers: int, replicas: int, known: Memory | None = None) -> None:
+        self.requests = Requests(threads, workers, known)
+        self.batches = Batches(replicas, known)
+        self.names = Names(known)
         self.failures = Failures(threads, workers)
-        self.kept = Kept(workers)
+        self.kept = Kept(workers, known)
 
     def start_worker(self, number: int) -> None:
         """In a fresh worker, counted from 1."""

@@ -16,11 +16,13 @@ import math
 import mmap
 import time
 import zlib
+from collections.abc import MutableSequence, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum, StrEnum
 from typing import Any, NamedTuple
 
 from serving.ledger import ANY
+from serving.memory import Memory
 from serving.model import ModelCard
 
 _CARD_BYTES = 65536
@@ -92,6 +94,29 @@ def _second(index: int, doc: str) -> Any:
     )
 
 
+class History:
+    """What all processes that had a record have done, those of the uWSGI before too (memory.py)."""
+
+    loads = _number(0, "which succeeded")
+    failed_loads = _number(1, "")
+    _FIRST_DEATH = 2
+    NUMBERS = _FIRST_DEATH + len(Death)
+
+    def __init__(self, integers: MutableSequence[int] | memoryview) -> None:
+        self._integers = integers
+
+    @classmethod
+    def sum(cls, some: Sequence["History"]) -> "History":
+        return cls([sum(numbers) for numbers in zip(*(one._integers for one in some), strict=True)])
+
+    def bury(self, death: Death) -> None:
+        self._integers[self._FIRST_DEATH + list(Death).index(death)] += 1
+
+    def deaths(self) -> dict[Death, int]:
+        """By what they died of."""
+        return dict(zip(Death, self._integers[self._FIRST_DEATH :], strict=True))
+
+
 class Record:
     """One process's part of the board."""
 
@@ -118,13 +143,11 @@ class Record:
     version = _number(19, "of the model that it has loaded, or is to load; -1 before that is known")
     default = _number(20, "1 when it answers requests that name no version")
     load_s = _second(21, "what the last load took")
-    loads = _number(22, "which succeeded, of all processes here")
-    failed_loads = _number(23, "of all processes here")
-    _FIRST_DEATH = 24
-    _NUMBERS = _FIRST_DEATH + len(Death)
+    _NUMBERS = 22
     BYTES = 8 * _NUMBERS + _CARD_BYTES + 2 * _TEXT_BYTES
 
-    def __init__(self, memory: memoryview) -> None:
+    def __init__(self, memory: memoryview, history: History | None = None) -> None:
+        self.history = history or History([0] * History.NUMBERS)
         numbers = memory[: 8 * self._NUMBERS]
         self._integers = numbers.cast("q")
         self._seconds = numbers.cast("d")
@@ -162,7 +185,7 @@ class Record:
         """Count a failed load, with its error and the pause before the next; for_good: nobody need wait for that."""
         self.last_error = error
         self.failures += 1
-        self.failed_loads += 1
+        self.history.failed_loads += 1
         self.not_before = time.monotonic() + pause_s
         self._given_up = int(for_good)
         self.state = State.FAILED if for_good else State.PAUSED
@@ -170,7 +193,7 @@ class Record:
     def succeed(self) -> None:
         """The model is loaded and warm."""
         self.failures = 0
-        self.loads += 1
+        self.history.loads += 1
         self.ever_ready = 1
         self._given_up = 0
         self.ready_at = time.monotonic()
@@ -192,13 +215,8 @@ class Record:
 
     def bury(self, death: Death, how: str) -> None:
         """Count what its process died of, and say how."""
-        self._integers[self._FIRST_DEATH + list(Death).index(death)] += 1
+        self.history.bury(death)
         self.last_death = how
-
-    def deaths(self) -> dict[Death, int]:
-        """Of all processes here, by what they died of."""
-        counts = self._integers[self._FIRST_DEATH : self._NUMBERS]
-        return dict(zip(Death, counts, strict=True))
 
     def retire(self) -> None:
         """Its process is gone, or as good as: the post is free."""
@@ -287,15 +305,23 @@ class Board:
 
     oom_told = _number(0, "how many of the kernel's kills for want of memory are no news; -1 before they are counted")
 
-    def __init__(self, replicas: int, heartbeat_timeout_s: float, predict_timeout_s: float) -> None:
+    def __init__(
+        self, replicas: int, heartbeat_timeout_s: float, predict_timeout_s: float, known: Memory | None = None
+    ) -> None:
         self._memory = memoryview(mmap.mmap(-1, (replicas + 1) * Record.BYTES))
+        known = known or Memory()
+        self._sides = known.sides
+        told = memoryview(known.map("history", list(Death), 8 * History.NUMBERS, replicas + 1)).cast("q")
+        self._histories = [
+            History(told[start : start + History.NUMBERS]) for start in range(0, len(told), History.NUMBERS)
+        ]
         self._integers = memoryview(mmap.mmap(-1, 8)).cast("q")
         self.oom_told = -1
         self._timeouts_s = heartbeat_timeout_s, predict_timeout_s
         self.replicas = replicas
         self.records = [
-            Record(self._memory[start : start + Record.BYTES])
-            for start in range(0, (replicas + 1) * Record.BYTES, Record.BYTES)
+            Record(self._memory[number * Record.BYTES :][: Record.BYTES], self._histories[known.place(number)])
+            for number in range(replicas + 1)
         ]
         for record in self.records:
             record.default, record.version = 1, ANY
@@ -313,6 +339,11 @@ class Board:
         if stamp != self._stamp and (card := newest.card()):
             self._card, self._stamp = card, stamp
         return self._card
+
+    def histories(self) -> list[History]:
+        """By number, those of all uWSGIs added up."""
+        pairs = zip(*(self._histories[side :: self._sides] for side in range(self._sides)), strict=True)
+        return [History.sum(both) for both in pairs]
 
     def ready(self, now: float | None = None) -> list[Record]:
         """The records of the replicas that serve."""

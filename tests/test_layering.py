@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # from the bottom up: a file imports only from rows above its own, and in app/, mules/ and sources/ also from its folder
 LAYERS = [
-    {"serving.errors", "serving.logs"},
+    {"serving.errors", "serving.logs", "serving.memory"},
     {"serving.task", "serving.plan", "serving.failures"},
     {"serving.signature", "serving.settings", "serving.ledger", "serving.counts"},
     {"serving.wire", "serving.batching", "serving.transport", "serving.model", "serving.spans"},

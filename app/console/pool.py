@@ -113,21 +113,21 @@ class Pool:
 
     def _mules(self, now: float) -> list[dict[str, Any]]:
         board, batches = self._board, self._metrics.counts.batches
-        parts = zip(board.statuses(now), board.records, self._transport.holdings(), strict=False)
+        parts = zip(board.statuses(now), board.records, board.histories(), self._transport.holdings(), strict=False)
         return [
             {
                 **status.as_dict(),
                 "post": bool(record.post),
                 "rss": record.rss,
                 "load_s": round(record.load_s, 3),
-                "loads": record.loads,
-                "failed_loads": record.failed_loads,
-                "deaths": {death.value: count for death, count in record.deaths().items() if count},
+                "loads": history.loads,
+                "failed_loads": history.failed_loads,
+                "deaths": {death.value: count for death, count in history.deaths().items() if count},
                 "held": holding._asdict(),
                 # of all processes that had its place
                 **batches.work(status.id - 1)._asdict(),
             }
-            for status, record, holding in parts
+            for status, record, history, holding in parts
         ]
 
     def _failures(self) -> list[dict[str, Any]]:

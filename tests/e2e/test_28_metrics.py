@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from .conftest import DIGITS, FANCY, ask, reload, wait_until
+from .conftest import DIGITS, FANCY, ROOT, ask, reload, wait_until, write_model
 
 CLIENTS = 8
 
@@ -49,11 +49,11 @@ def has_buried(server, count):
 
 
 class Load:
-    """Clients that ask one after the other, and count the statuses."""
+    """Clients that ask one after the other, and count the statuses; closes: connections may end before a request."""
 
-    def __init__(self, server, body=b'{"text": "metrics"}'):
+    def __init__(self, server, body=b'{"text": "metrics"}', closes=False):
         self.statuses = Counter()
-        self._server, self._body = server, body
+        self._server, self._body, self._closes = server, body, closes
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._ask) for _ in range(CLIENTS)]
         for thread in self._threads:
@@ -62,7 +62,12 @@ class Load:
     def _ask(self):
         connection = self._server.connect()
         while not self._over.is_set() and self._server.process.poll() is None:
-            self.statuses[ask(connection, "POST", "/predict", self._body).status] += 1
+            try:
+                self.statuses[ask(connection, "POST", "/predict", self._body).status] += 1
+            except ConnectionError:
+                if not self._closes:
+                    raise
+                connection.close()
         connection.close()
 
     def stop(self):
@@ -141,6 +146,87 @@ def test_a_reload_takes_no_count_away(start):
     samples = scrape(server)
     assert requests(samples)[200] == 6
     assert total(samples, "replica_loads_total", result="ready") == 2
+
+
+class Scrapes:
+    """Scrapes one after the other, until it is told to stop: no count steps back, and none goes."""
+
+    KINDS = ("_total", "_count", "_sum", "_bucket")
+
+    def __init__(self, server):
+        self.count = 0
+        self._server = server
+        self._back = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self):
+        before = {}
+        while not self._over.is_set():
+            samples = scrape(self._server)
+            now = {key: value for key, value in samples.items() if key[0].endswith(self.KINDS)}
+            self._back += [(key, value, now.get(key)) for key, value in before.items() if now.get(key, -1) < value]
+            before = now
+            self.count += 1
+
+    def stop(self):
+        self._over.set()
+        self._thread.join()
+        return self._back
+
+
+def test_counts_go_on_in_another_uwsgi(start, tmp_path):
+    ini = tmp_path / "uwsgi.ini"
+    shipped = (ROOT / "uwsgi.ini").read_text()
+    ini.write_text(shipped)
+    server = start(MODEL=FANCY, INI=ini, SERVING_MAX_BODY_BYTES=1000).wait_ready()
+    assert server.request("POST", "/predict", b"x" * 2000).status == 413
+    # nginx, when it reloads too, closes those on which it has read no request
+    load, scrapes = Load(server, closes=True), Scrapes(server)
+    others = [
+        shipped.replace("\nprocesses = 3", "\nprocesses = 4").replace("mules = 2", "mules = 4"),
+        shipped.replace("\nthreads = 64", "\nthreads = 16").replace("mules = 2", "mules = 1"),
+        shipped,
+    ]
+    for reloads, other in enumerate(others, start=1):
+        assert ini.read_text() != other
+        ini.write_text(other)
+        done = reload(server)
+        assert done[0] == 0 and "uWSGI anew" in done[1], done
+        wait_until(lambda before=load.statuses[200]: load.statuses[200] > before + 200, "it serves")
+        assert scrapes.count > 20 * reloads
+    assert reload(server, "--all")[0] == 0
+    sent = load.stop()
+    assert set(sent) == {200}
+    wait_until(lambda: requests(scrape(server)) == sent + Counter({413: 1}), "all are counted")
+    assert scrapes.stop() == []
+    samples = scrape(server)
+    assert total(samples, "rows_total") == total(samples, "batch_rows_sum") == sent[200]
+    assert total(samples, "stage_duration_seconds_count", stage="predict") == sent[200]
+    assert total(samples, "replica_loads_total", result="ready") == 2 + 4 + 1 + 2 + 2
+    assert total(samples, "replica_deaths_total") == 0
+    told = server.request("GET", "/v2/models/fancy/stats").json["model_stats"][0]
+    assert told["inference_count"] == sent[200]
+
+
+def test_a_reload_that_fails_takes_no_count_away_and_another_model_has_its_own(start, tmp_path):
+    ini, model = tmp_path / "uwsgi.ini", tmp_path / "other"
+    shipped = (ROOT / "uwsgi.ini").read_text()
+    ini.write_text(shipped.replace("model = models/digits", f"model = {FANCY}"))
+    server = start(INI=ini, SERVING_LOAD_ATTEMPTS=1).wait_ready()
+    assert server.predict({"text": "a"}).status == 200
+    write_model(model, "raise RuntimeError('it does not load')")
+    ini.write_text(shipped.replace("model = models/digits", f"model = {model}"))
+    assert reload(server)[0] == 1
+    assert server.predict({"text": "a"}).status == 200
+    assert requests(scrape(server)) == {200: 2}
+    write_model(model, (FANCY / "model.py").read_text())
+    assert reload(server)[0] == 0
+    assert server.predict({"text": "a"}).status == 200
+    samples = scrape(server)
+    assert requests(samples) == {200: 1}
+    assert total(samples, "requests_total", model="other", route="/predict") == 1
 
 
 def test_versions_are_told_apart(start, tmp_path):

@@ -7,8 +7,9 @@ import threading
 import numpy as np
 import pytest
 
-from serving import counts
-from serving.counts import BOUNDS_S, BUCKETS, HEAD, HISTOGRAM, Batches, Block, Requests, Table
+from serving import counts, memory
+from serving.counts import BOUNDS_S, BUCKETS, HEAD, HISTOGRAM, Batches, Block, Counts, Names, Requests, Table
+from serving.memory import Memory
 
 
 def whole(requests):
@@ -136,3 +137,90 @@ def test_when_many_versions_have_passed_what_happened_is_still_told():
     for row in batches.table.read():
         sizes[int(row[0])] = sizes.get(int(row[0]), 0) + int(row[HEAD])
     assert sizes == {size | kind: 1000 for size in range(1, 33) for kind in (0, Batches.TASKS)}
+
+
+@pytest.fixture
+def file():
+    file = memory.make()
+    yield file
+    os.close(file)
+
+
+def test_the_next_uwsgi_goes_on_and_each_has_a_side_of_its_own(file):
+    first = Counts(2, 1, 1, Memory(file, 0))
+    first.requests.count(1, 5, 1, 0.25, "a")
+    second = Counts(2, 1, 1, Memory(file, 1))
+    # both write while one takes over from the other
+    second.requests.count(1, 5, 1, 0.5, "a")
+    first.requests.count(1, 5, 1, 0.25, "a")
+    both = [[0, 0, 1, 1, 0, 0], [(5, 1), (5, 1)]]
+    for counts_ in (first, second):
+        found = [counts_.requests.table.used.tolist(), [tuple(row[:2]) for row in counts_.requests.table.read()]]
+        assert found == both
+    third = Counts(2, 1, 1, Memory(file, 0))
+    third.requests.count(1, 5, 1, 1.0, "a")
+    assert sum(int(row[HEAD + counts.WHOLE :][:BUCKETS].sum()) for row in second.requests.table.read()) == 4
+    assert third.requests.table.used.tolist() == both[0]
+
+
+def test_the_next_uwsgi_may_have_more_blocks_or_fewer(file):
+    def ends(known):
+        return sorted(int(row[0]) for row in known.requests.table.read())
+
+    first = Counts(2, 1, 1, Memory(file, 0))
+    first.requests.start_worker(1)
+    first.requests.count(1, 5, 1, 0.0, "a")
+    first.requests.count_other(6, 0.0, "a")
+    second = Counts(8, 4, 3, Memory(file, 1))
+    second.requests.count(7, 7, 1, 0.0, "a")
+    second.batches.start(2)
+    second.batches.count(1, 1, 1, 0.5)
+    assert ends(second) == [5, 6, 7]
+    third = Counts(1, 1, 1, Memory(file, 0))
+    third.requests.count(0, 8, 1, 0.0, "a")
+    assert ends(third) == [5, 6, 7, 8]
+    assert len(third.batches.table.read()) == 2
+
+
+def test_code_that_counts_otherwise_begins_anew_and_leaves_the_other_alone(file, monkeypatch):
+    first = Counts(1, 1, 1, Memory(file, 0))
+    first.requests.count(0, 5, 1, 0.0, "a")
+    monkeypatch.setattr(counts, "STAGES", (*counts.STAGES, "one more"))
+    second = Counts(1, 1, 1, Memory(file, 1))
+    assert len(second.requests.table.read()) == 0
+    second.requests.count(0, 6, 1, 0.0, "a")
+    first.requests.count(0, 7, 1, 0.0, "a")
+    assert [int(row[0]) for row in first.requests.table.read()] == [5, 7]
+    # and the one after it goes on with that
+    third = Counts(1, 1, 1, Memory(file, 0))
+    assert [int(row[0]) for row in third.requests.table.read()] == [6]
+
+
+def test_when_there_is_no_part_left_memory_is_not_kept(file):
+    for layout in range(memory._PARTS):
+        Memory(file, 0).map("full", layout, 8, 1)[:8] = b"12345678"
+    assert Memory(file, 1).map("full", 0, 8, 1)[:8] == b"12345678"
+    assert Memory(file, 1).map("full", "one more", 8, 1)[:8] == bytes(8)
+
+
+def test_without_a_file_memory_is_not_kept():
+    Memory().map("a", "", 8, 1)[:8] = b"12345678"
+    assert Memory.of({}).map("a", "", 8, 1)[:8] == bytes(8)
+
+
+def test_a_text_keeps_its_number_in_code_that_has_others(file):
+    first = Names(Memory(file, 0))
+    first.know(["other", "", "/predict"])
+    second = Names(Memory(file, 1))
+    second.know(["other", "/new", "", "/predict"])
+    assert [second.number(text, "other") for text in ("other", "", "/predict", "/new", "/none")] == [0, 1, 2, 3, 0]
+    assert Names(Memory(file, 0)).texts == ["other", "", "/predict", "/new"]
+    # the one before does not know it
+    assert (first.text(3, "other"), first.text(2, "other")) == ("other", "/predict")
+
+
+def test_a_text_for_which_there_is_no_room_is_told_as_another(file):
+    names = Names(Memory(file, 0))
+    names.know(["other", "x" * 65000, "y" * 65000, "z"])
+    assert [names.number(text * 65000, "other") for text in "xy"] == [1, 0]
+    assert Names(Memory(file, 1)).texts == ["other", "x" * 65000, "z"]

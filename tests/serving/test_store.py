@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from serving import memory
 from serving.ledger import ANY
+from serving.memory import Memory
 from serving.model import ModelCard
 from serving.signature import Signature, TensorSpec
-from serving.store import Board, Record, State
+from serving.store import Board, Death, Record, State
 
 HEARTBEAT_S, PREDICT_S = 3.0, 5.0
 
@@ -404,3 +406,24 @@ def test_a_card_that_samples_make_too_large_is_told_without_them(board):
     found = ModelCard("m", 1, "python", Signature((TensorSpec("x", "string").with_sample("x" * 65536),), ()), 32)
     board.records[0].describe(found)
     assert board.card() == found and board.card().signature.inputs[0].sample is None
+
+
+def test_what_processes_did_outlives_their_uwsgi():
+    file = memory.make()
+    first = Board(2, HEARTBEAT_S, PREDICT_S, Memory(file, 0))
+    first.records[0].succeed()
+    first.records[1].bury(Death.KILLED, "died")
+    # with one replica less
+    second = Board(1, HEARTBEAT_S, PREDICT_S, Memory(file, 1))
+    assert second.records[0].last_death == second.records[1].last_death == ""
+    second.records[0].succeed()
+    second.records[0].fail("no model", 1.0)
+    for board in (first, second):
+        found = board.histories()
+        assert [(one.loads, one.failed_loads, sum(one.deaths().values())) for one in found] == [
+            (2, 1, 0),
+            (0, 0, 1),
+            (0, 0, 0),
+        ]
+    assert found[1].deaths()[Death.KILLED] == 1
+    os.close(file)
