@@ -13,7 +13,7 @@ from app import create_app
 from app.front import Front
 from app.metrics import Metrics
 from app.prediction_log import PredictionLog
-from serving import logs, uwsgi_transport
+from serving import logs, sentry, uwsgi_transport
 from serving.counts import Counts
 from serving.memory import Memory
 from serving.plan import PlanFile
@@ -81,12 +81,14 @@ def pin(number: int) -> None:
 def start_process() -> None:
     """What a new worker or mule does first; for a mule, all it ever does."""
     id = uwsgi_transport.mule_id()
+    name = f"mule {id}" if id else f"worker {uwsgi_transport.worker_id()}"
+    log.rename(name)
+    tell_last = sentry.start(settings.sentry_dsn, name) if settings.sentry_dsn else None
     if not id:
         # glibc gives every few threads a heap, which all fill up over hours; two do for threads that take turns
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
         transport.start_worker()
         number = uwsgi_transport.worker_id()
-        log.rename(f"worker {number}")
         # the one that answers health
         control = number > settings.prediction_workers
         metrics.start_worker(number, control, None if traces is None else traces.add_own)
@@ -97,7 +99,6 @@ def start_process() -> None:
         if spans is not None:
             spans.start(f"worker {number}")
         return
-    log.rename(f"mule {id}")
     status = 1
     try:
         from mules.mule import run
@@ -128,6 +129,8 @@ def start_process() -> None:
     finally:
         if spans is not None:
             spans.stop()
+        if tell_last:
+            tell_last()
         # uWSGI respawns it; Python's own exit could hang in a framework's threads
         os._exit(status)
 

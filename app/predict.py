@@ -111,7 +111,7 @@ class Predict:
                 code, answer = error.code, _refusal(route, error, request_id)
                 version = ANY if error.version is None else error.version
         except Exception:
-            log.exception("the handler failed", extra={"request_id": request_id})
+            log.exception("the handler failed", extra={"request_id": request_id, "about": {"model": self._name}})
             failed = ServingError("the server failed; the log has more under this request id")
             code, answer = failed.code, _refusal(route, failed, request_id)
         if self._draining or self._crowded:

@@ -220,11 +220,24 @@ class Pool:
             f"it predicted {recovery.predicting} tasks" if recovery.predicting else record.state.name.lower(),
             len(recovery.again),
             len(recovery.guilty) + len(recovery.late),
+            extra={"about": self._about(id, record, death)},
         )
         record.bury(death, how)
         # somebody else killed it, with nothing to do: no crash
         faultless = process.killed and not starved and not recovery.predicting
         self._vacate(record, how, faultless)
+
+    def _about(self, id: int, record: Record, death: Death) -> dict[str, object]:
+        """A death in a few words; restarts: with this one."""
+        card = self._board.card()
+        return {
+            "replica": id,
+            "reason": death.name.lower(),
+            "model": card.name if card else None,
+            "version": record.version if record.release else None,
+            "engine": card.engine if card else None,
+            "restarts": sum(record.deaths().values()) + 1,
+        }
 
     def _judge(self, ticket: Ticket, known: bytes, by_itself: bool, spared: bool) -> bool:
         """Refuse an input, by its digest, that killed its process alone; one that was not alone is a suspect.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from mules import engines
 from mules.canary import Canary, check_outputs
 from mules.pace import Pace
-from serving import batching
+from serving import batching, sentry
 from serving.counts import Batches
 from serving.errors import ClientError, EngineError, ModelError, ModelNotFound, ServingError
 from serving.ledger import ANY, Taken
@@ -269,6 +269,8 @@ def load(
     """The replica of a release, its model loaded and warm."""
     start = time.monotonic()
     folder = ModelFolder.open(release.path, release.root, release.version)
+    sentry.tag(model=folder.name, version=folder.version)
+    sentry.tag(engine=engines.find(folder))
     engine = engines.load(folder, settings.threads_per_replica)
     max_batch_rows = engines.most_rows(settings.max_batch_rows, folder, engine)
     loaded = time.monotonic()

@@ -64,6 +64,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             "request_id": getattr(record, "request_id", None),
+            **getattr(record, "about", {}),
             "exception": self.formatException(record.exc_info) if record.exc_info else None,
         }
         return json.dumps({key: value for key, value in told.items() if value is not None}, ensure_ascii=False)

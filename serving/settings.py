@@ -2,7 +2,7 @@
 
 `[uwsgi]` is read as uWSGI reads it (if-env, if-not-env, endif, %(_), $(NAME)); `[serving]` is the model server's own,
 and SERVING_<NAME> in the environment overrides one of its keys (MODEL is short for SERVING_MODEL, and GRPC_PORT for
-SERVING_GRPC_PORT).
+SERVING_GRPC_PORT, SENTRY_DSN for SERVING_SENTRY_DSN).
 
 Runs in:  both, and in the supervisor before them.
 Units:    in the names: _ms, _s, _bytes, _rows.
@@ -52,13 +52,14 @@ _MAX_PORT = 65535
 _OTLP_EXPORTER = "opentelemetry-exporter-otlp-proto-http"
 # an IPv6 address stands in brackets
 _ADDRESS = re.compile(r"([^\s:/\[\]]+|\[[0-9a-fA-F:.]+\]):([0-9]{1,5})")
+_DSN = re.compile(r"https?://[^/@\s]+@[^/@\s]+/(?:[^@\s]+/)?[0-9]+")
 _PLACEHOLDER = re.compile(r"%\((\w+)\)|\$\((\w+)\)")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _NUMBER = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
-def _serving(default: Any, low: int | None = None) -> Any:
-    return field(default=default, metadata={"section": "serving", "low": low})
+def _serving(default: Any, low: int | None = None, secret: bool = False) -> Any:
+    return field(default=default, metadata={"section": "serving", "low": low}, repr=not secret)
 
 
 def _uwsgi(low: int | None = None) -> Any:
@@ -127,6 +128,7 @@ class Settings:
     trace_sample: float = _serving(1.0)
     carbon: str = _serving("")
     statsd: str = _serving("")
+    sentry_dsn: str = _serving("", secret=True)
 
     @classmethod
     def read(cls, file: Path, environ: Mapping[str, str] = os.environ) -> "Settings":
@@ -256,7 +258,20 @@ class Settings:
                 reason = f"what is in flight may take deadline_ms (= {self.deadline_ms}) and needs a second more"
                 raise _refusal(key, getattr(self, key), reason, stop)
         self._check_prediction_log()
+        self._check_sentry()
         self._check_machine()
+
+    def _check_sentry(self) -> None:
+        # never with its value
+        if self.sentry_dsn and not importlib.util.find_spec("sentry_sdk"):
+            raise SettingsError(
+                "[serving] sentry_dsn is set, and sentry-sdk is missing; pip install '.[sentry]', or leave it empty"
+            )
+        if self.sentry_dsn and not _DSN.fullmatch(self.sentry_dsn):
+            raise SettingsError(
+                "[serving] sentry_dsn is no DSN, which Sentry shows in the project's settings;"
+                " https://KEY@HOST/NUMBER would do"
+            )
 
     def _check_prediction_log(self) -> None:
         if not self.prediction_log_sample:
@@ -437,7 +452,7 @@ def _uwsgi_values(section: Mapping[str, list[str]]) -> dict[str, int]:
 def _serving_values(section: Mapping[str, list[str]], environ: Mapping[str, str]) -> dict[str, Any]:
     settings = {setting.name: setting for setting in fields(Settings) if setting.metadata["section"] == "serving"}
     found = {key: values[-1] for key, values in section.items()}
-    for key in ("model", "grpc_port"):
+    for key in ("model", "grpc_port", "sentry_dsn"):
         # Kubernetes has a variable of this name for a service that is called "grpc"
         if (text := environ.get(key.upper(), "")) and not text.startswith("tcp://"):
             found[key] = text

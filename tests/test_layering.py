@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"serving.errors", "serving.logs", "serving.memory"},
     {"serving.task", "serving.plan", "serving.failures"},
-    {"serving.signature", "serving.settings", "serving.ledger", "serving.counts"},
+    {"serving.signature", "serving.settings", "serving.ledger", "serving.counts", "serving.sentry"},
     {"serving.wire", "serving.batching", "serving.transport", "serving.model", "serving.spans"},
     {"serving.uwsgi_transport", "serving.memory_transport", "serving.store", "serving.quarantine"},
     {"app", "mules", "sources"},
