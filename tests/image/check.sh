@@ -42,7 +42,7 @@ refuses() {
     remove
     docker run -d --name "$name" "${@:3}" "$image" >/dev/null
     ends "$1" 60
-    reason=$(docker logs "$name" 2>&1 | grep -E "^muleteer: .*$2") || die "it should have said why: $2"
+    reason=$(docker logs "$name" 2>&1 | grep -E "(^muleteer: |\"message\": \").*$2") || die "it should have said why: $2"
     ok "ends with $1: $reason"
 }
 
@@ -83,15 +83,15 @@ image = json.loads(os.environ["SAMPLE"])["image"]
 print(next(digit for pixels, digit in zip(digits.images, digits.target) if pixels.tolist() == image))')
 ask "$sample" "\"digit\":$digit,"
 logged '^\{"time":.*"request_id":"image-check".*"status":200,'
-logged 'INFO muleteer.replica\[[0-9]+\] replica ready: digits'
+logged '^\{"time":.*"process": "mule [0-9]+".*"message": "replica ready: digits'
 ok "docker logs has the access log and the server's own"
 docker exec "$name" muleteer reload --all >/dev/null || die "a reload should have succeeded"
 ask "$sample" "\"digit\":$digit,"
-logged '^muleteer: reloaded: uWSGI anew, digits, version 1, 2 replicas'
+logged '"message": "reloaded: uWSGI anew, digits, version 1, 2 replicas'
 ok "docker exec muleteer reload"
 docker stop "$name" >/dev/null
 ends 0 1
-logged '^muleteer: stopped'
+logged '"message": "stopped"'
 ok "docker stop: exit 0"
 
 # while Python, then uWSGI start, they do not listen to signals; once, such a stop took until the kill
@@ -108,7 +108,7 @@ start 80 "${hardened[@]}"
 ask "$sample" "\"digit\":$digit,"
 docker exec "$name" sh -c 'kill -9 $(cat /run/muleteer/nginx.pid)'
 ends '[1-9]*' 20
-logged '^muleteer: nginx ended by itself'
+logged '"message": "nginx ended by itself'
 ok "read-only and without capabilities; a killed nginx ends it"
 
 start 8080 "${hardened[@]}" -e PORT=8080 -v "$PWD/examples/fancy:/models/my_model:ro" -e MODEL=/models/my_model -e MULES=8
@@ -116,7 +116,7 @@ ask '{"text": "hello"}' "Can't tell anything smart about: hello"
 [[ $(curl -sS "$url/readyz") == *'"ready_replicas":8,'* ]] || die "MULES=8 should have made 8 replicas"
 docker exec "$name" sh -c 'kill -9 $(grep -lxz "uWSGI maste[r]" /proc/[0-9]*/cmdline | cut -d/ -f3)'
 ends '[1-9]*' 20
-logged '^muleteer: uwsgi ended by itself'
+logged '"message": "uwsgi ended by itself'
 ok "a model of one's own on another port, 8 mules; a killed uWSGI ends it"
 
 for port in 8080 9000; do
