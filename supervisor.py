@@ -82,6 +82,7 @@ class Supervisor:
         self.environ = environ
         self.host = (environ.get("HOST") or "127.0.0.1").strip("[]")
         self.port = _port(environ)
+        environ["PORT"] = str(self.port)
         self.address = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
         self.ini = ini_of(environ)
         self.run_dir = run_dir_of(environ)

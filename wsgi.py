@@ -6,10 +6,12 @@ Runs in:  master, and all that is forked from it.  Nothing here may import an ML
 import ctypes
 import logging
 import os
+import socket
 from pathlib import Path
 
 import reload
 from app import create_app
+from app.feeds import Feeds
 from app.front import Front
 from app.metrics import Metrics
 from app.prediction_log import PredictionLog
@@ -61,7 +63,21 @@ if settings.otlp_endpoint:
     spans = Spans(settings.otlp_endpoint, settings.trace_sample)
     traces = Traces(spans)
     uwsgi_transport.at_exit(spans.stop)
-metrics = Metrics(transport, board, counts, Front(Path(os.environ["RUN_DIR"]).parent), settings.deadline_ms / 1000)
+metrics = Metrics(
+    transport,
+    board,
+    counts,
+    Front(Path(os.environ["RUN_DIR"]).parent),
+    settings.deadline_ms / 1000,
+    quarantine,
+    settings.cache_items,
+)
+feeds = Feeds(
+    metrics,
+    f"{socket.gethostname()}:{os.environ['PORT']}",
+    settings.address("carbon"),
+    settings.address("statsd"),
+)
 prediction_log = PredictionLog(settings, counts.kept) if settings.prediction_log_sample else None
 application = create_app(
     settings, transport, board, quarantine, plan, metrics, drain_file.exists, load, prediction_log, traces
@@ -98,6 +114,8 @@ def start_process() -> None:
             pin(number)
         if spans is not None:
             spans.start(f"worker {number}")
+        if control:
+            feeds.start()
         return
     status = 1
     try:
@@ -135,4 +153,12 @@ def start_process() -> None:
         os._exit(status)
 
 
+def end_worker() -> None:
+    """What a worker does last."""
+    feeds.stop()
+    if spans is not None:
+        spans.stop()
+
+
 uwsgi_transport.after_fork(start_process)
+uwsgi_transport.at_exit(end_worker)

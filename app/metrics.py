@@ -26,6 +26,7 @@ from app.problems import request_id
 from serving import counts
 from serving.counts import Batches, Counts, Names, Rows
 from serving.errors import CODES
+from serving.quarantine import Quarantine
 from serving.store import Board, State
 from serving.transport import Transport
 
@@ -95,12 +96,23 @@ class Ends:
 class Metrics(Collector):
     """What a scrape reads, as it is then."""
 
-    def __init__(self, transport: Transport, board: Board, known: Counts, nginx: Front, deadline_s: float) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        board: Board,
+        known: Counts,
+        nginx: Front,
+        deadline_s: float,
+        quarantine: Quarantine,
+        cache_items: int,
+    ) -> None:
         self._transport = transport
         self._board = board
         self.counts = known
         self.nginx = nginx
         self._deadline_s = deadline_s
+        self._quarantine = quarantine
+        self._cache_items = cache_items
         self._version = importlib.metadata.version("muleteer")
         self.ends = Ends(known, dialects.NAMES)
         # what else the worker that no prediction goes to has to start
@@ -134,6 +146,7 @@ class Metrics(Collector):
         yield from self._requests(model)
         yield from self._batches(model)
         yield from self._queue()
+        yield from self._cache()
         yield from self._replicas()
         yield from self._front()
 
@@ -204,6 +217,13 @@ class Metrics(Collector):
         yield _gauge("queue_oldest_seconds", "How long the first of these has waited", queue.oldest_s)
         yield _gauge("queue_capacity", "Requests that can wait for their answers, one in each thread", queue.capacity)
         yield _gauge("deadline_seconds", "Until a request is answered at the latest", self._deadline_s)
+
+    def _cache(self) -> Iterator[Metric]:
+        yield _gauge(
+            "cache_items", "Inputs of which uWSGI's cache notes that they kill, or may", self._quarantine.count()
+        )
+        # one place is uWSGI's own
+        yield _gauge("cache_capacity", "Of how many it can", self._cache_items - 1)
 
     def _replicas(self) -> Iterator[Metric]:
         label = ("replica",)

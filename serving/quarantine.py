@@ -48,7 +48,7 @@ class Quarantine:
 
     def count(self) -> int:
         """How many inputs are noted."""
-        return self._notes.count()
+        return self._notes.count() if self.noted() else 0
 
     def admit(self, frame: bytes, version: int = ANY) -> bool:
         """Whether a frame must be predicted alone; ReplicaCrashed when it is refused."""

@@ -55,7 +55,15 @@ class Chain:
         self.plan = plan or PlanFile(Path("there is none"))
         settings = replace(SETTINGS, **settings)
         counts = Counts(settings.seats, settings.processes, 3)
-        found = Metrics(self.transport, self.board, counts, Front(), settings.deadline_ms / 1000)
+        found = Metrics(
+            self.transport,
+            self.board,
+            counts,
+            Front(),
+            settings.deadline_ms / 1000,
+            self.quarantine,
+            settings.cache_items,
+        )
         self.app = create_app(settings, self.transport, self.board, self.quarantine, self.plan, found, loads=loads)
         self._clients = {"short cut": Client(self.app.wsgi_app), "flask": Client(self.app.wsgi_app.flask_door)}
         self._stopped = threading.Event()

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from .conftest import DIGITS, FANCY, ROOT, ask, reload, wait_until, write_model
+from .test_08_crash import TRAP
 
 CLIENTS = 8
 
@@ -238,3 +239,14 @@ def test_versions_are_told_apart(start, tmp_path):
     assert total(samples, "requests_total", version="1", status="200") == 1
     assert total(samples, "requests_total", route="/v2/models/{model}/infer", status="404") == 1
     assert total(samples, "info", model="digits", engine="tensorflow") == 1
+
+
+def test_the_cache_tells_of_how_many_inputs_it_takes_notes(start, tmp_path):
+    server = start(MODEL=write_model(tmp_path / "trap", TRAP), MULES=2, SERVING_QUARANTINE_S=30).wait_ready()
+    samples = scrape(server)
+    assert total(samples, "cache_items") == 0
+    assert total(samples, "cache_capacity") == 1023
+    for _ in range(2):
+        answer = server.predict({"do": "exit"})
+        assert (answer.status, answer.json["code"]) == (500, "replica_crashed")
+    assert total(scrape(server), "cache_items") == 1

@@ -20,4 +20,4 @@ class MemoryNotes:
         self._notes.pop(key, None)
 
     def count(self):
-        return len(self._notes)
+        return sum(time.monotonic() < until for _, until in self._notes.values())

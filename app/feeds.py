@@ -1,0 +1,207 @@
+"""Feeds: the metrics, sent to a Graphite or a StatsD that does not ask for them.
+
+What /metrics tells goes out every ten seconds, from a thread for each receiver: one that is slow, or gone, costs the
+others nothing.  Graphite is told the numbers as they are; StatsD what has been counted since the last time, gauges as
+they are, and of latencies the counts, the sums and three quantiles.  uWSGI's own way to Carbon tells what uWSGI counts,
+and knows only whole numbers whose names are declared at the start, where ours have versions and codes in them.
+
+Runs in:  worker, the one for health.
+Units:    seconds; for StatsD milliseconds where /metrics has seconds.
+Source:   https://graphite.readthedocs.io/en/latest/tags.html, statsd/statsd docs/metric_types.md.
+"""
+
+import logging
+import mmap
+import re
+import socket
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+from prometheus_client import Metric
+from prometheus_client.bridge.graphite import GraphiteBridge
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+
+PERIOD_S = 10.0
+# of a receiver that does not take what it is sent
+_PATIENCE_S = 5.0
+# how long a process that ends takes to send the rest
+_LAST_S = 0.5
+# how often it is said that there is nobody
+_LOG_S = 60.0
+# one packet on any network
+_PACKET_BYTES = 1432
+_QUANTILES = (0.5, 0.95, 0.99)
+# no sign that Graphite, StatsD or a file's name gives a meaning to
+_ODD = re.compile(r"[^A-Za-z0-9_-]")
+
+# a server has one model, but none before that is loaded: what has been counted by then would be told twice
+_LEFT_OUT = ("le", "model")
+
+Address = tuple[str, int]
+Send = Callable[[], None]
+log = logging.getLogger("muleteer.feeds")
+
+
+class Feeds:
+    """The receivers that there are, and what is sent to them."""
+
+    def __init__(self, metrics: Collector, server: str, carbon: Address | None, statsd: Address | None) -> None:
+        """server: which of several it is, as the receivers have it."""
+        self._sends: dict[str, Send] = {}
+        if carbon is not None:
+            told = _Tagged(metrics, server)
+            self._sends["carbon"] = GraphiteBridge(carbon, told, _PATIENCE_S, tags=True).push
+        self._statsd = None if statsd is None else StatsD(metrics, server, statsd)
+        if self._statsd is not None:
+            self._sends["statsd"] = self._statsd.send
+        # whether any process has sent
+        self._begun = mmap.mmap(-1, 1)
+        self._started = False
+
+    def start(self) -> None:
+        """In a fresh worker, from now on."""
+        if self._begun[0] and self._statsd is not None:
+            # its predecessor has told nearly all of it
+            self._statsd.skip()
+        self._begun[0] = 1
+        self._started = True
+        for name, send in self._sends.items():
+            threading.Thread(target=_keep_sending, args=(name, send), name=name, daemon=True).start()
+
+    def stop(self) -> None:
+        """What has come since the last time, but not for long."""
+        if not self._started:
+            return
+        lasts = [threading.Thread(target=_try, args=(send,), daemon=True) for send in self._sends.values()]
+        for last in lasts:
+            last.start()
+        until = time.monotonic() + _LAST_S
+        for last in lasts:
+            last.join(max(0.0, until - time.monotonic()))
+
+
+def _keep_sending(name: str, send: Send) -> None:
+    logged = -_LOG_S
+    while True:
+        try:
+            send()
+        except OSError as error:
+            if time.monotonic() - logged > _LOG_S:
+                logged = time.monotonic()
+                log.warning("%s takes no metrics (%s in uwsgi.ini): %s", name, name, error)
+        time.sleep(PERIOD_S)
+
+
+def _try(send: Send) -> None:
+    with suppress(OSError):
+        send()
+
+
+class _Tagged(Collector):
+    """The metrics with a tag for the server, and without labels that are empty, which Carbon does not take."""
+
+    def __init__(self, metrics: Collector, server: str) -> None:
+        self._metrics, self._server = metrics, server
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._metrics.collect():
+            metric.samples = [
+                sample._replace(labels={"server": self._server, **_filled(sample)}) for sample in metric.samples
+            ]
+            yield metric
+
+
+class StatsD:
+    """What is sent to a StatsD, in its own words."""
+
+    def __init__(self, metrics: Collector, server: str, address: Address) -> None:
+        self._metrics, self._address = metrics, address
+        self._prefix = f"muleteer.{_ODD.sub('_', server)}."
+        # what has been told of each count, in whole numbers: what is rounded off is told later
+        self._told: dict[str, int] = {}
+        # how many had been in each bucket
+        self._buckets: dict[str, list[float]] = {}
+        self._lock = threading.Lock()
+
+    def skip(self) -> None:
+        """Tell nothing of what has been counted so far."""
+        for _ in self._lines():
+            pass
+
+    def send(self) -> None:
+        """All of it; OSError where it has no address."""
+        family, kind, protocol, _, address = socket.getaddrinfo(*self._address, type=socket.SOCK_DGRAM)[0]
+        with self._lock, socket.socket(family, kind, protocol) as out:
+            packet = b""
+            for line in self._lines():
+                told = line.encode()
+                if packet and len(packet) + 1 + len(told) > _PACKET_BYTES:
+                    out.sendto(packet, address)
+                    packet = b""
+                packet = packet + b"\n" + told if packet else told
+            if packet:
+                out.sendto(packet, address)
+
+    def _lines(self) -> Iterator[str]:
+        """A line for each number."""
+        for metric in self._metrics.collect():
+            buckets: dict[str, list[tuple[float, float]]] = {}
+            for sample in metric.samples:
+                if sample.name.endswith("_bucket"):
+                    bound = float(sample.labels["le"])
+                    buckets.setdefault(self._name(sample), []).append((bound, sample.value))
+                elif metric.type in ("counter", "histogram"):
+                    yield from self._count(sample)
+                else:
+                    yield f"{self._name(sample)}:{_value(sample):.9g}|g"
+            # of sizes the mean does
+            if metric.name.endswith("_seconds"):
+                for name, found in buckets.items():
+                    yield from self._quantiles(name, found)
+
+    def _name(self, sample: Sample) -> str:
+        """muleteer.SERVER.NAME.LABEL.VALUE…, with the same labels each time."""
+        name = sample.name.removeprefix("muleteer_").removesuffix("_bucket").replace("_seconds", "_ms")
+        labels = [pair for pair in sorted(sample.labels.items()) if pair[0] not in _LEFT_OUT]
+        parts = [part for label, value in labels for part in (label, _ODD.sub("_", value) or "none")]
+        return self._prefix + ".".join([name, *parts])
+
+    def _count(self, sample: Sample) -> Iterator[str]:
+        name = self._name(sample)
+        whole = round(_value(sample))
+        if grown := whole - self._told.get(name, 0):
+            self._told[name] = whole
+            yield f"{name}:{grown}|c"
+
+    def _quantiles(self, name: str, buckets: list[tuple[float, float]]) -> Iterator[str]:
+        """Of what has come since the last time, as Prometheus finds them: evenly spread in each bucket."""
+        bounds, totals = [bound for bound, _ in buckets], [total for _, total in buckets]
+        before = self._buckets.get(name, [0.0] * len(totals))
+        self._buckets[name] = totals
+        grown = [now - then for now, then in zip(totals, before, strict=True)]
+        if not grown[-1]:
+            return
+        for quantile in _QUANTILES:
+            rank = quantile * grown[-1]
+            place = bisect_left(grown, rank)
+            low, below = (bounds[place - 1], grown[place - 1]) if place else (0.0, 0.0)
+            # what is longer than the last bound is said to be that long
+            found = (
+                low
+                if place == len(bounds) - 1
+                else low + (bounds[place] - low) * (rank - below) / (grown[place] - below)
+            )
+            yield f"{name}.p{quantile * 100:.0f}:{found * 1000:.6g}|g"
+
+
+def _value(sample: Sample) -> float:
+    """In milliseconds, if it is a time."""
+    return sample.value * 1000 if "_seconds" in sample.name and not sample.name.endswith("_count") else sample.value
+
+
+def _filled(sample: Sample) -> dict[str, str]:
+    return {label: value for label, value in sample.labels.items() if value}
