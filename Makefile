@@ -22,7 +22,7 @@ serve: $(VENV)/.ready nginx $(if $(filter-out models/digits,$(MODEL)),,models/di
 reload: ## let the server on PORT take what has changed, without a failed request (ALL=1: everything anew)
 	@./entrypoint.sh reload $(if $(ALL),--all)
 
-test: $(VENV)/.dev nginx strace chromium prometheus models/digits ## run all tests, on real processes
+test: $(VENV)/.dev nginx strace chromium prometheus carbon-cache collectd models/digits ## run all tests, on real processes
 	@$(BIN)/python -m pytest $(TESTS)
 
 check: $(VENV)/.dev ## format, lint, types, then the tests
@@ -62,7 +62,7 @@ clean: ## remove what was built, trained and logged
 
 # ---- what the verbs stand on
 
-.PHONY: nginx strace chromium prometheus python
+.PHONY: nginx strace chromium prometheus carbon-cache collectd python
 python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
 	  echo "muleteer: $(PYTHON) is not Python 3.11, 3.12 or 3.13: make serve PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -87,15 +87,19 @@ $(VENV)/.dev: $(VENV)/.ready
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps tensorflow-serving-api
 	@touch $@
 
+# the packages of those that are called otherwise
+PACKAGE_carbon-cache := graphite-carbon
+PACKAGE_collectd := collectd-core
 # Debian starts the nginx and the Prometheus that it installs: not here, where only the binaries are wanted
-nginx strace chromium prometheus:
+nginx strace chromium prometheus carbon-cache collectd: PACKAGE = $(or $(PACKAGE_$@),$@)
+nginx strace chromium prometheus carbon-cache collectd:
 	@PATH="$$PATH:/usr/sbin" command -v $@ >/dev/null || { \
 	  if [ "$$(id -u)" != 0 ]; then \
-	    echo "muleteer: $@ is missing: sudo apt-get install -y --no-install-recommends $@" >&2; exit 1; fi; \
+	    echo "muleteer: $@ is missing: sudo apt-get install -y --no-install-recommends $(PACKAGE)" >&2; exit 1; fi; \
 	  echo "muleteer: installing $@"; \
 	  policy=/usr/sbin/policy-rc.d; \
 	  if [ ! -e $$policy ]; then printf '#!/bin/sh\nexit 101\n' > $$policy; chmod +x $$policy; trap "rm -f $$policy" EXIT; fi; \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $@ >/dev/null; }
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGE) >/dev/null; }
 
 models/digits: | $(VENV)/.ready
 	@mkdir -p models run
