@@ -56,13 +56,13 @@ class Table:
     def __init__(self, blocks: int, rows: int, numbers: int, known: Memory | None = None, layout: object = "") -> None:
         self.rows, self.numbers = rows, numbers
         self._known = known or Memory()
-        # a block begins with a row that says how many of the others are used, the first ones
-        block = (1 + rows) * (HEAD + numbers)
+        # the last row of a block says how many of the others are used, the first ones
+        block = (rows + 1) * (HEAD + numbers)
         # mapped, and used only where a row is
         self.memory = self._known.map("table", (rows, numbers, layout), 8 * block, blocks)
         self.integers = memoryview(self.memory).cast("q")
         self.seconds = memoryview(self.memory).cast("d")
-        self.used = self.integers[::block]
+        self.used = self.integers[rows * (HEAD + numbers) :: block]
 
     def place(self, number: int) -> int:
         """Where this uWSGI has a block."""
@@ -70,10 +70,10 @@ class Table:
 
     def start(self, block: int, row: int) -> int:
         """Where a row of a block begins."""
-        return (block * (1 + self.rows) + 1 + row) * (HEAD + self.numbers)
+        return (block * (self.rows + 1) + row) * (HEAD + self.numbers)
 
     def read(self, numbers: int | None = None) -> Rows:
-        """All rows of all blocks, those of other uWSGIs too, with the first ones of their numbers: (rows, HEAD + numbers)."""
+        """All rows of all blocks, those of other uWSGIs too: (rows, HEAD + numbers).  numbers: only so many first ones."""
         return np.concatenate([self._rows(block, numbers) for block in range(len(self.used))])
 
     def read_block(self, number: int) -> Rows:
@@ -81,8 +81,8 @@ class Table:
         return np.concatenate([self._rows(block, None) for block in self._known.places(number)])
 
     def _rows(self, block: int, numbers: int | None) -> Rows:
-        all = np.frombuffer(self.memory, np.int64).reshape(-1, 1 + self.rows, HEAD + self.numbers)
-        return all[block, 1 : 1 + self.used[block], : HEAD + (self.numbers if numbers is None else numbers)]
+        all = np.frombuffer(self.memory, np.int64).reshape(-1, self.rows + 1, HEAD + self.numbers)
+        return all[block, : self.used[block], : HEAD + (self.numbers if numbers is None else numbers)]
 
 
 class Block:
