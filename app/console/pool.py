@@ -113,7 +113,9 @@ class Pool:
 
     def _mules(self, now: float) -> list[dict[str, Any]]:
         board, batches = self._board, self._metrics.counts.batches
-        parts = zip(board.statuses(now), board.records, board.histories(), self._transport.holdings(), strict=False)
+        # a uWSGI before may have had more of them
+        histories = board.histories()[: len(board.records)]
+        parts = zip(board.statuses(now), board.records, histories, self._transport.holdings(), strict=True)
         return [
             {
                 **status.as_dict(),

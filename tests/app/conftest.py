@@ -55,7 +55,7 @@ class Chain:
         self.plan = plan or PlanFile(Path("there is none"))
         settings = replace(SETTINGS, **settings)
         counts = Counts(settings.seats, settings.processes, 3)
-        found = Metrics(
+        self.metrics = Metrics(
             self.transport,
             self.board,
             counts,
@@ -64,7 +64,8 @@ class Chain:
             self.quarantine,
             settings.cache_items,
         )
-        self.app = create_app(settings, self.transport, self.board, self.quarantine, self.plan, found, loads=loads)
+        parts = self.transport, self.board, self.quarantine, self.plan, self.metrics
+        self.app = create_app(settings, *parts, loads=loads)
         self._clients = {"short cut": Client(self.app.wsgi_app), "flask": Client(self.app.wsgi_app.flask_door)}
         self._stopped = threading.Event()
         self._threads = []

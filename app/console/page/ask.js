@@ -287,16 +287,16 @@ function literal({ name, dtype }, control) {
 }
 
 function parsed(text) {
-  try {
-    return JSON.parse(text);
-  } catch {
-    // NaN is a number here, and none of JSON
+  // an integer that JavaScript would round stays as it is written; NaN is a number here, and none of JSON
+  const exact = text.replace(/(?<=[[{,:]\s*)(-?\d{16,})(?=\s*[\],}])/g, '"$1"');
+  for (const one of [exact, text, exact.replace(/(?<=[[,:]\s*)(NaN|-?Infinity)(?=\s*[\],}])/g, "null")]) {
+    try {
+      return JSON.parse(one);
+    } catch {
+      // the next
+    }
   }
-  try {
-    return JSON.parse(text.replace(/(?<=[[,:]\s*)(NaN|-?Infinity)(?=\s*[\],}])/g, "null"));
-  } catch {
-    return undefined;
-  }
+  return undefined;
 }
 
 /** JSON in which a list of numbers stands on one line. */

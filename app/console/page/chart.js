@@ -6,7 +6,7 @@ import { draw, few, make, mark, ms, tell } from "./dom.js";
 // the shortest that holds all points
 const SPANS_S = [60, 120, 300, 600];
 const HEIGHT = 132;
-const LEFT = 46;
+const LEFT = 50;
 const RIGHT = 8;
 const TOP = 8;
 const BOTTOM = 20;
@@ -44,8 +44,8 @@ export class Chart {
   }
 
   swatch(line) {
-    const stroke = draw("line", { x1: 0, y1: 5, x2: 16, y2: 5, class: `line ${line.kind}` });
-    return draw("svg", { class: "swatch", width: 16, height: 10, "aria-hidden": "true" }, stroke);
+    const stroke = draw("line", { x1: 0, y1: 5, x2: 14, y2: 5, class: `line ${line.kind}` });
+    return draw("svg", { class: "swatch", width: 14, height: 10, "aria-hidden": "true" }, stroke);
   }
 
   /** times: seconds; values: a list for each line, null where there is none. */

@@ -1,14 +1,18 @@
 // A pad to draw on, and what the model gets of it: values made as those of the images that such models are trained on.
 //
-// 8 x 8 values are counts of black points: UCI's digits were scaled to fill 32 x 32 points, and counted in blocks of
-// 4 x 4.  Larger ones are made as MNIST's: scaled to 20 of 28 points, their mass in the middle.  Lines keep one width
-// whatever the size of the drawing.
+// 8 x 8 values are counts of black points: UCI's digits fill 32 x 32 points, of which three tenths are black whatever the
+// digit, and were counted in blocks of 4 x 4.  Larger ones are made as MNIST's: scaled to 20 of 28 points, their mass in
+// the middle.  So the width of a line is theirs, whatever the size of the drawing.
 
 import { make, tell } from "./dom.js";
 
-// points of the side that is counted, of the box for the drawing, and of a line's width
-const COUNTED = { points: 32, box: 32, wide: 26, line: 3.6, mass: false };
+// points of the side that is counted, of the box for the drawing, and of a line's width; the share that is black, where
+// that is what they have in common
+const COUNTED = { points: 32, box: 32, wide: 27, line: 4.5, black: 0.305 };
 const SCANNED = { points: 28, box: 20, wide: 20, line: 2.2, mass: true };
+// lines are made wider or narrower so often, and within these bounds
+const TRIES = 4;
+const [THIN, THICK] = [2.5, 10];
 // how much finer than a point it is drawn
 const FINE = 4;
 const VIEW = 280;
@@ -59,7 +63,6 @@ export class Pad {
     event.preventDefault();
     clearTimeout(this.timer);
     this.canvas.setPointerCapture(event.pointerId);
-    if (this.drawn !== this.values) this.strokes = [];
     this.stroke = [this.spot(event)];
     this.strokes.push(this.stroke);
     this.paint();
@@ -81,7 +84,7 @@ export class Pad {
 
   done() {
     if (!this.strokes.length) return;
-    this.values = this.drawn = this.read();
+    this.values = this.read();
     this.paint();
     this.changed();
   }
@@ -94,13 +97,6 @@ export class Pad {
     this.changed(true);
   }
 
-  /** Values from elsewhere, as from the editor. */
-  take(values) {
-    this.strokes = [];
-    this.values = values;
-    this.paint();
-  }
-
   key(event) {
     const [row, column] = this.cursor ?? [0, 0];
     const last = this.side - 1;
@@ -109,7 +105,6 @@ export class Pad {
       const within = (place) => Math.min(last, Math.max(0, place));
       this.point(this.cursor ? [within(row + down), within(column + right)] : [0, 0]);
     } else if (event.key === " " || event.key === "Enter") {
-      if (this.drawn !== this.values) this.strokes = [];
       this.values = this.values.map((line) => [...line]);
       this.values[row][column] = this.values[row][column] > 0 ? 0 : this.ink;
       this.strokes = [];
@@ -131,22 +126,21 @@ export class Pad {
 
   /** The strokes as values. */
   read() {
-    const { points, line } = this.form;
-    const size = points * FINE;
-    const canvas = make("canvas", { width: size, height: size });
-    const context = canvas.getContext("2d", { willReadFrequently: true });
-    const place = this.fit.checked ? this.fitted() : (x, y) => [x * points, y * points];
-    stroke(context, this.strokes.map((one) => one.map(([x, y]) => place(x, y).map((at) => at * FINE))), line * FINE, "#000");
-    const black = context.getImageData(0, 0, size, size).data;
-    const ink = (x, y) => (x < 0 || y < 0 || x >= size || y >= size ? 0 : black[4 * (y * size + x) + 3]);
-    const [right, down] = this.form.mass && this.fit.checked ? middle(ink, size) : [0, 0];
-    const step = size / this.side;
-    return blank(this.side).map((line_, row) => line_.map((_, column) => {
+    const fits = this.fit.checked;
+    let line = this.form.line;
+    let ink = this.inked(line, fits);
+    for (let tries = 0; fits && this.form.black && tries < TRIES; tries++) {
+      line = Math.min(THICK, Math.max(THIN, (line * this.form.black) / ink.share));
+      ink = this.inked(line, fits);
+    }
+    const [right, down] = this.form.mass && fits ? middle(ink) : [0, 0];
+    const step = ink.size / this.side;
+    return blank(this.side).map((cells, row) => cells.map((_, column) => {
       let sum = 0;
       let all = 0;
       for (let y = Math.floor(row * step); y < (row + 1) * step; y++) {
         for (let x = Math.floor(column * step); x < (column + 1) * step; x++) {
-          sum += ink(x - right, y - down);
+          sum += ink.at(x - right, y - down);
           all += 255;
         }
       }
@@ -155,12 +149,27 @@ export class Pad {
     }));
   }
 
+  /** The strokes as points that are more or less black, 0 to 255, and the share of all that is. */
+  inked(line, fits) {
+    const { points } = this.form;
+    const size = points * FINE;
+    const canvas = make("canvas", { width: size, height: size });
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    const place = fits ? this.fitted(line) : (x, y) => [x * points, y * points];
+    stroke(context, this.strokes.map((one) => one.map(([x, y]) => place(x, y).map((at) => at * FINE))), line * FINE, "#000");
+    const black = context.getImageData(0, 0, size, size).data;
+    let sum = 0;
+    for (let byte = 3; byte < black.length; byte += 4) sum += black[byte];
+    const at = (x, y) => (x < 0 || y < 0 || x >= size || y >= size ? 0 : black[4 * (y * size + x) + 3]);
+    return { size, at, share: Math.max(1e-3, sum / (255 * size * size)) };
+  }
+
   /** Where a point of the pad lies in the box that training images fill. */
-  fitted() {
+  fitted(line) {
     const spots = this.strokes.flat();
     const [left, top] = [0, 1].map((axis) => Math.min(...spots.map((spot) => spot[axis])));
     const [right, bottom] = [0, 1].map((axis) => Math.max(...spots.map((spot) => spot[axis])));
-    const { points, box, wide, line } = this.form;
+    const { points, box, wide } = this.form;
     const scale = Math.min((box - line) / Math.max(bottom - top, 0.02), (wide - line) / Math.max(right - left, 0.02));
     return (x, y) => [points / 2 + (x - (left + right) / 2) * scale, points / 2 + (y - (top + bottom) / 2) * scale];
   }
@@ -213,14 +222,13 @@ function stroke(context, strokes, width, colour) {
 }
 
 /** How far the mass of the ink is from the middle. */
-function middle(ink, size) {
+function middle({ at, size }) {
   let [sum, right, down] = [0, 0, 0];
   for (let y = 0; y < size; y++) {
     for (let x = 0; x < size; x++) {
-      const here = ink(x, y);
-      sum += here;
-      right += here * x;
-      down += here * y;
+      sum += at(x, y);
+      right += at(x, y) * x;
+      down += at(x, y) * y;
     }
   }
   const off = (moment) => (sum ? Math.round((size - 1) / 2 - moment / sum) : 0);

@@ -52,7 +52,7 @@ export class Pool {
     this.mules = this.stage("mules", "each a process with a model of its own");
     this.muleList = this.mules.appendChild(make("ul", { class: "cards" }));
     this.cache = this.stage("cache", "replies in shared memory, and notes of inputs that kill");
-    this.cacheFacts = facts(this.cache, ["answers a second", "rows a second", "notes", "room for"]);
+    this.cacheFacts = facts(this.cache, ["answers a second", "rows a second", "notes"]);
     const boxes = [this.nginx, this.work, this.queue, this.mules, this.cache];
     boxes.forEach((box, place) => {
       if (place) this.flow.append(this.way());
@@ -83,7 +83,7 @@ export class Pool {
     this.showNginx(now);
     this.showWorkers(now, last);
     this.showQueue(now.queue);
-    this.cacheFacts(few(rate), few(a("rows")), now.cache.notes, count(now.cache.capacity, "note"));
+    this.cacheFacts(few(rate), few(a("rows")), `${now.cache.notes} of ${now.cache.capacity.toLocaleString("en")}`);
     const gone = new Set(this.cards.keys());
     for (const mule of now.mules) {
       gone.delete(mule.id);
@@ -184,7 +184,7 @@ export class Pool {
     const holds = mule.held.tasks ? `${count(mule.held.tasks, "task")}${mule.held.predicting ? `, ${mule.held.predicting} in predict` : ""}` : "nothing";
     card.facts(
       few(rows), batches > 0 ? few((mule.rows - before.rows) / batches) : "–", holds, mule.pid ? bytes(mule.rss) : "–",
-      count(mule.tasks, "task"), mule.loads ? `${few(mule.load_s)} s` : "–",
+      count(mule.tasks, "task"), mule.loads && mule.state !== "spare" ? `${few(mule.load_s)} s` : "–",
       deaths ? `${deaths}: ${Object.entries(mule.deaths).map(([death, times]) => `${times} ${DEATHS[death] ?? death}`).join(", ")}` : "none",
     );
     const died = deaths && mule.last_death ? `${dead ? "it" : "the process before"} ${mule.last_death}` : "";
