@@ -24,7 +24,7 @@ from app import dialects, front
 from app.front import Front
 from app.problems import request_id
 from serving import counts
-from serving.counts import Batches, Counts, Names, Rows
+from serving.counts import Batches, Counts, Rows
 from serving.errors import CODES
 from serving.quarantine import Quarantine
 from serving.store import Board, State

@@ -236,7 +236,7 @@ class Pool:
             "model": card.name if card else None,
             "version": record.version if record.release else None,
             "engine": card.engine if card else None,
-            "restarts": sum(record.deaths().values()) + 1,
+            "restarts": sum(record.history.deaths().values()) + 1,
         }
 
     def _judge(self, ticket: Ticket, known: bytes, by_itself: bool, spared: bool) -> bool:

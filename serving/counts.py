@@ -73,7 +73,7 @@ class Table:
         return (block * (self.rows + 1) + row) * (HEAD + self.numbers)
 
     def read(self, numbers: int | None = None) -> Rows:
-        """All rows of all blocks, those of other uWSGIs too: (rows, HEAD + numbers).  numbers: only so many first ones."""
+        """All rows of all blocks, those of other uWSGIs too: (rows, HEAD + numbers); numbers: the first ones."""
         return np.concatenate([self._rows(block, numbers) for block in range(len(self.used))])
 
     def read_block(self, number: int) -> Rows:

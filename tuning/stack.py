@@ -115,7 +115,8 @@ class Stack:
         try:
             with (self._folder / "out").open("w") as out:
                 command = [str(ROOT / "entrypoint.sh"), "serve"]
-                self._process = children.spawn(command, inherited | own | _QUIET | setting.environ(settings), ROOT, out)
+                own |= _QUIET | setting.environ(settings)
+                self._process = children.spawn(command, inherited | own, ROOT, out.fileno(), out.fileno(), ())
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
