@@ -125,7 +125,7 @@ class Settings:
     prediction_log_max_mb: int = _serving(1024, 1)
     prediction_log_file_s: int = _serving(60, 1)
     otlp_endpoint: str = _serving("")
-    trace_sample: float = _serving(1.0)
+    trace_sample: float = _serving(1, 0)
     carbon: str = _serving("")
     statsd: str = _serving("")
     sentry_dsn: str = _serving("", secret=True)
@@ -221,9 +221,9 @@ class Settings:
             raise _refusal("log_level", self.log_level, f"it is one of {', '.join(LOG_LEVELS)}", "info")
         if self.log_format not in LOG_FORMATS:
             raise _refusal("log_format", self.log_format, f"it is one of {', '.join(LOG_FORMATS)}", "auto")
-        for key in ("access_log_sample", "prediction_log_sample"):
+        for key in ("access_log_sample", "prediction_log_sample", "trace_sample"):
             if getattr(self, key) > 1:
-                reason = "it is the part of the requests that are logged, and 1 is all of them"
+                reason = "it is a part of the requests, and 1 is all of them"
                 raise _refusal(key, getattr(self, key), reason, 1)
         self._check_telemetry()
         page = mmap.PAGESIZE
@@ -291,8 +291,6 @@ class Settings:
             raise _refusal("prediction_log_dir", self.prediction_log_dir, reason, "run/predictions")
 
     def _check_telemetry(self) -> None:
-        if not 0 <= self.trace_sample <= 1:
-            raise _refusal("trace_sample", self.trace_sample, "it is the share of requests, from 0 to 1", 1)
         for name, port in (("carbon", 2003), ("statsd", 8125)):
             if getattr(self, name) and self.address(name) is None:
                 raise _refusal(name, getattr(self, name), "it is host:port, and empty for none", f"127.0.0.1:{port}")

@@ -111,7 +111,7 @@ def test_the_supervisor_knows_of_settings_models_and_their_sources_alone():
     assert imports("supervisor") | imports("instance") >= own
     ours = set().union(*(imports(module) & MODULES.keys() for module in own | {"supervisor"})) - own
     assert ours == {
-        *("serving.errors", "serving.logs", "serving.model", "serving.plan", "serving.settings"),
+        *("serving.errors", "serving.logs", "serving.memory", "serving.model", "serving.plan", "serving.settings"),
         *("sources", "sources.store"),
     }
 
