@@ -81,8 +81,10 @@ class PredictionLog:
         self._thread = threading.Thread(target=self._run, name="prediction log", daemon=True)
 
     def start_worker(self, number: int) -> None:
-        """In a fresh worker, counted from 1."""
+        """In a fresh worker, counted from 1.  Takes the half second that Arrow needs before there is a request."""
         self._counts.start_worker(number)
+        _warm_up()
+        _at_exit(self.end)
         self._thread.start()
 
     def wants(self, request_id: str) -> bool:
@@ -112,14 +114,14 @@ class PredictionLog:
         """All of the thread's life."""
         try:
             self._folder.start()
-            _warm_up()
-            _at_exit(self.end)
             poll = select.poll()
             poll.register(self._hurry, select.POLLIN)
             while not self._ends:
                 if poll.poll(_PAUSE_S * 1000):
                     os.eventfd_read(self._hurry)
                 self._turn(time.monotonic())
+            # what came during the last one
+            self._turn(time.monotonic())
         except Exception:
             log.exception("the prediction log has ended")
         finally:
