@@ -178,7 +178,7 @@ class Settings:
 
     @property
     def monitors(self) -> list[str]:
-        """The addresses and networks from which /metrics may be seen."""
+        """The addresses and networks from which /metrics and /console may be seen."""
         return self.monitor_from.replace(",", " ").split()
 
     @property

@@ -1,0 +1,69 @@
+"""The pictures of the live page in the README, made anew: a server under load, a 7 on the pad, and a mule that is killed.
+
+python -m tests.e2e.screenshots
+"""
+
+import os
+import signal
+
+from PIL import Image
+
+from .conftest import DIGITS, ROOT, Server, wait_until
+from .pen import draw
+from .test_22_docs import browser
+from .test_28_metrics import Load
+
+FOLDER = ROOT / "docs"
+# theme, and whether it shows the page from its head or the form
+SHOTS = {"console": ("light", "#pool"), "console-dark": ("dark", "#try")}
+SIZE = {"width": 1440, "height": 1010}
+# of load before a picture is taken
+MINUTES_MS = 90_000
+COLOURS = 128
+
+
+def shoot(page, server, name, part):
+    """One picture, small enough for a page of text."""
+    draw(page, 7)
+    page.locator("output.big").filter(has_text="7").wait_for()
+    if part == "#pool":
+        mule = next(mule for mule in server.request("GET", "/console/state.json").json["mules"] if mule["ready"])
+        os.kill(mule["pid"], signal.SIGKILL)
+        page.locator("#events").filter(has_text="takes a post").wait_for()
+        page.evaluate("scrollTo(0, 0)")
+    else:
+        page.locator(part).evaluate("part => scrollTo(0, part.offsetTop - 330)")
+    page.wait_for_timeout(300)
+    file = FOLDER / f"{name}.png"
+    page.screenshot(path=file)
+    with Image.open(file) as picture:
+        picture.convert("RGB").quantize(COLOURS).save(file, optimize=True)
+    print(file, file.stat().st_size, "bytes")
+
+
+def main():
+    """Make them all."""
+    FOLDER.mkdir(exist_ok=True)
+    server = Server(MODEL=DIGITS, MULES=3)
+    load = None
+    try:
+        server.wait_ready()
+        load = Load(server, (DIGITS / "sample.json").read_bytes())
+        for body in (b"{}", b'{"image": [1]}', b"{"):
+            server.request("POST", "/predict", body)
+        with browser() as chromium:
+            for name, (theme, part) in SHOTS.items():
+                page = chromium.new_page(viewport=SIZE, color_scheme=theme, reduced_motion="reduce")
+                page.goto(f"{server.url}/console")
+                wait_until(lambda: server.ready()["ready_replicas"] == 3, "all serve", 240)
+                page.wait_for_timeout(MINUTES_MS)
+                shoot(page, server, name, part)
+                page.close()
+    finally:
+        if load:
+            load.stop()
+        server.close()
+
+
+if __name__ == "__main__":
+    main()
