@@ -1,4 +1,4 @@
-"""The pictures of the live page in the README, made anew: a server under load, a 7 on the pad, and a mule that is killed.
+"""The pictures of the live page in the README, made anew: a server under load, a drawn 7, and a mule that is killed.
 
 python -m tests.e2e.screenshots
 """

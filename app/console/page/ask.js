@@ -216,7 +216,7 @@ function timing(header, took) {
     const segment = make("i", { class: part });
     segment.style.flexGrow = String(one / whole);
     bar.append(segment);
-    return make("li", {}, make("i", { class: part }), part === "rest" ? "network and nginx" : part, make("b", {}, ms(one)));
+    return make("li", {}, make("i", { class: part }), part === "rest" ? "nginx, network, browser" : part, make("b", {}, ms(one)));
   });
   return make("div", { class: "times" }, make("p", { class: "quiet" }, "Where the time went"), bar, make("ul", { class: "keys" }, keys));
 }

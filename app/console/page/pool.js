@@ -185,7 +185,7 @@ export class Pool {
     card.facts(
       few(rows), batches > 0 ? few((mule.rows - before.rows) / batches) : "–", holds, mule.pid ? bytes(mule.rss) : "–",
       count(mule.tasks, "task"), mule.loads && mule.state !== "spare" ? `${few(mule.load_s)} s` : "–",
-      deaths ? `${deaths}: ${Object.entries(mule.deaths).map(([death, times]) => `${times} ${DEATHS[death] ?? death}`).join(", ")}` : "none",
+      Object.entries(mule.deaths).map(([death, times]) => `${times} ${DEATHS[death] ?? death}`).join(", ") || "none",
     );
     const died = deaths && mule.last_death ? `${dead ? "it" : "the process before"} ${mule.last_death}` : "";
     tell(card.why, [kind === "bad" || silent ? mule.reason : "", died].filter(Boolean).join("; "));
