@@ -74,7 +74,7 @@ def _none(found: Found, rate: str) -> str:
     pool = found.ranked[-1].pool if found.ranked else found.evidence.present
     cores = _cores_needed(found, pool)
     if cores:
-        told += f" By the CPU of a request some {cores} cores like these would be needed; {found.evidence.cores:g} are here."
+        told += f" By the CPU of a request some {cores} cores like these would be needed, not {found.evidence.cores:g}."
     return told
 
 
@@ -91,8 +91,8 @@ def _why_mules(found: Found, chosen: Trial) -> str:
     line, setting = pool.line, chosen.setting
     each = pool.limits()["mules"] / setting.mules
     told = (
-        f"A predict of one row takes {_ms(line.of(1, 1))}, of which {100 * min(1.0, line.busy):.0f} % is work for a core"
-        f", and with what a mule does around it one mule answers {each:.0f} requests a second at the most."
+        f"A predict of one row takes {_ms(line.of(1, 1))}, {100 * min(1.0, line.busy):.0f} % of it work for a core,"
+        f" and with what a mule does around it one mule answers {each:.0f} requests a second at the most."
     )
     if found.rate:
         use = found.rate / pool.limits()["mules"]
@@ -216,14 +216,14 @@ def quiet(found: Found) -> str:
     others = others_of(found)
     generator = found.full.of_request("generator")
     told = (
-        f"The load generator ran on the same machine, and took {generator * 1e6:.0f} µs of a core for each request, which"
-        " is counted in: clients elsewhere leave that to the server."
+        f"The load generator ran on the same machine, and took {generator * 1e6:.0f} µs of a core for each request,"
+        " which is counted in: clients elsewhere leave that to the server."
     )
     if others <= DISTURBED:
         return f"Yes. {told}"
     return (
-        f"No: other programs took up to {100 * others:.0f} % of the cores while it was measured, so what was found is too"
-        f" low, and perhaps wrong; run it again when the machine is quiet. {told}"
+        f"No: other programs took up to {100 * others:.0f} % of the cores while it was measured, so what was found is"
+        f" too low, and perhaps wrong; run it again when the machine is quiet. {told}"
     )
 
 

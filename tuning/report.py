@@ -93,7 +93,8 @@ def _made(found: Found) -> str:
     here = record.machine()
     return (
         f"Measured in {found.seconds:.0f} s on {here['processor']}, {here['cores']} cores,"
-        f" {here['memory_mb'] >> 10} GB, Linux {here['kernel']}, Python {here['python']}, with the seeds from {found.seed} on."
+        f" {here['memory_mb'] >> 10} GB, Linux {here['kernel']}, Python {here['python']};"
+        f" the load was drawn with the seeds from {found.seed} on."
     )
 
 
@@ -180,8 +181,8 @@ def _line(found: Found) -> Chart | None:
     for threads, alone in found.evidence.alone.items():
         name = f" with {_many(threads, 'thread')}" if len(found.evidence.alone) > 1 else ""
         points = [(rows, seconds * 1000) for rows, seconds in alone.points.items()]
-        fitted = [(rows, alone.line.of(rows, rows) * 1000) for rows in (0, *alone.points)]
-        fitted[0] = (0, alone.line.overhead_s * 1000)
+        line = alone.line
+        fitted = [(rows, (line.overhead_s + rows * line.row_s) * 1000) for rows in (0, *alone.points)]
         series += [Series(f"measured{name}", "dots", points), Series(f"a + b·n{name}", "line", fitted)]
     if all(len(alone.points) < 2 for alone in found.evidence.alone.values()):
         # one row at a time: there is no line to be seen

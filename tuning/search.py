@@ -10,11 +10,8 @@ Raises:   TrialFailed, StackFailed, in one sentence.
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from serving.model import ModelFolder
 from serving.settings import Settings, cores
@@ -41,6 +38,8 @@ _STEP = 1.1
 _STAIRS = 4
 _LEAST_RUN_S, _LONGEST_RUN_S = 2.0, 10.0
 _CLOSED_S = 3.0
+# of the choice, at half and at twice its rate, whatever time is left
+_LAST_RUNS = 2
 # of a search: what one that loads at once takes, each second of loading costs so many, and the most it may take
 _BUDGET_S, _BUDGET_OF_LOADING, _LONGEST_BUDGET_S = 180.0, 40.0, 540.0
 
@@ -318,7 +317,7 @@ class Search:
                 point.runs.append(self._quietest(stack, rate, self._run_s))
             for one in wanted:
                 # the last two are for the curve alone
-                if one in wanted[:2] or self._has_time(self._run_s):
+                if one in wanted[:_LAST_RUNS] or self._left_s > self._run_s:
                     point = self._point(chosen, one)
                     point.runs.append(self._quietest(stack, one, self._run_s))
 
@@ -353,7 +352,8 @@ class Search:
         return max(0.0, self._began + self._budget_s - time.monotonic())
 
     def _has_time(self, seconds: float) -> bool:
-        return self._left_s > seconds + self._load_s
+        """Whether there is so much, and what a server takes that is started for it, and the last points after it."""
+        return self._left_s > seconds + 2 * self._load_s + _LAST_RUNS * self._run_s
 
 
 def _rounded(rate: float) -> float:
@@ -367,20 +367,3 @@ def others_of(found: Found) -> float:
     for trial in found.trials:
         runs += [run for point in trial.points for run in point.quiet]
     return max((run.others for run in runs), default=0.0)
-
-
-def refused_at(pool: Pool, rate: float) -> Mapping[str, Any]:
-    """What the simulation says of a rate above what it can do."""
-    outcome = pool.simulate(rate)
-    finite = outcome.latencies[np.isfinite(outcome.latencies)]
-    return {
-        "rate": rate,
-        "answered": outcome.answered,
-        "refused": outcome.refused,
-        "p99_s": float(np.percentile(finite, 99)),
-    }
-
-
-def with_setting(pool: Pool, **changes: int) -> Pool:
-    """The same with another setting."""
-    return replace(pool, setting=replace(pool.setting, **changes))
