@@ -24,6 +24,11 @@ RUN python3 -m pip --python /srv/muleteer/.venv/bin/python install --no-cache-di
 COPY examples/digits examples/digits
 RUN mkdir models && /srv/muleteer/.venv/bin/python examples/digits/train.py models/digits
 
+# ---- load: what `muleteer tune` asks its servers with
+FROM build AS load
+COPY load load
+RUN /srv/muleteer/.venv/bin/python -c 'from load import loadgen; loadgen.compiled()'
+
 # ---- slim: the same venv without what never runs: C++ headers, symbol tables, a parser of C that nothing imports.
 # Bytecode stays, for the file system may be read-only: without it each replica would compile TensorFlow's Python.
 FROM build AS slim
@@ -36,9 +41,11 @@ FROM ${BASE_IMAGE} AS code
 WORKDIR /srv/muleteer
 COPY app app
 COPY conform conform
+COPY load load
 COPY mules mules
 COPY serving serving
 COPY sources sources
+COPY tuning tuning
 COPY examples/fancy examples/fancy
 COPY wsgi.py muleteer.py trial.py catalog.py children.py refusals.py supervisor.py instance.py nginx.py reload.py conform.py cases.py placeholders.py doctor.py status.py entrypoint.sh uwsgi.ini nginx.conf grpc.conf ./
 RUN python3 -m compileall -q . && chmod -R a+rX . && chmod a+x entrypoint.sh
@@ -56,6 +63,7 @@ RUN apt-get update \
 WORKDIR /srv/muleteer
 COPY --from=slim /srv/muleteer/.venv .venv
 COPY --from=example /build/models models
+COPY --from=load /build/build build
 COPY --from=code /srv/muleteer ./
 RUN ln -s /srv/muleteer/entrypoint.sh /usr/local/bin/muleteer
 ENV HOST=0.0.0.0 PORT=80 RUN_DIR=/run/muleteer HOME=/tmp PYTHONDONTWRITEBYTECODE=1

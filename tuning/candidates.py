@@ -68,7 +68,7 @@ class Evidence:
         """With as many seats as the longest wait that still keeps the promise has: what is drained in that time."""
         pool = self.pool(setting)
         inside = pool.limit * self.promise.limit_s * SEATS_MARGIN
-        least = 2 * setting.mules * max(1, setting.batch_rows * len(self.rows) // sum(self.rows))
+        least = 2 * setting.mules * max(1, pool.batch_rows * len(self.rows) // sum(self.rows))
         # a batch cannot be larger than what is inside
         seats = max(inside, min(least, 2 * inside), 2 * setting.mules)
         return self.pool(replace(setting, threads=threads(seats, setting.workers)))

@@ -107,11 +107,16 @@ class Pool:
     # of the requests that come, each as likely as the others
     rows: tuple[int, ...] = (1,)
 
+    @property
+    def batch_rows(self) -> int:
+        """Of a batch at the most: as the setting says, or the model."""
+        return min(self.setting.batch_rows, self.line.most_rows or self.setting.batch_rows)
+
     def limits(self) -> dict[str, float]:
         """What each part could do alone, requests a second: the least of them is what the whole can."""
         mean_rows = sum(self.rows) / len(self.rows)
-        tasks = max(1.0, min(self.setting.seats / self.setting.mules, self.setting.batch_rows / mean_rows))
-        predict_s = self.line.of(max(1, round(tasks * mean_rows)), self.setting.batch_rows)
+        tasks = max(1.0, min(self.setting.seats / self.setting.mules, self.batch_rows / mean_rows))
+        predict_s = self.line.of(max(1, round(tasks * mean_rows)), self.batch_rows)
         mule_s = self.costs.turn_s + tasks * self.costs.task_s
         cpu_s = self.costs.request_s + (mule_s + predict_s * self.line.busy) / tasks
         needs = {
@@ -285,7 +290,7 @@ class _Run:
             batch = [waiting.popleft()]
         else:
             rows = [self._rows[request] for request in waiting]
-            many = take(rows, pool.setting.batch_rows, pool.line.shared_rows, self._asleep)
+            many = take(rows, pool.batch_rows, pool.line.shared_rows, self._asleep)
             batch = [waiting.popleft() for _ in range(many)]
         if waiting and self._asleep:
             # it rings for what it leaves

@@ -107,6 +107,13 @@ def test_more_rows_than_one_call_takes_take_several():
     assert line.of(20, 32) == pytest.approx(3 * 0.01 + 20 * 0.001)
 
 
+def test_a_model_of_one_row_is_given_one_though_more_are_allowed():
+    line = Line(0.01, 0.0, 0.0, most_rows=1)
+    one, many = pool(2, line), pool(2, line, batch_rows=32)
+    assert many.batch_rows == 1 and many.limit == one.limit
+    assert np.array_equal(one.simulate(180, 3000).latencies, many.simulate(180, 3000).latencies)
+
+
 def test_the_highest_rate_holds_and_a_tenth_more_does_not():
     found = pool(4, Line(0.005, 0.0, 0.0))
     promise = Promise(99, 0.02)

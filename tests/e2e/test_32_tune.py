@@ -1,0 +1,192 @@
+"""The counts that fit: measured on real servers, reported, and written where a server starts with them."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bench.server import descendants
+from serving.settings import Settings
+
+from .conftest import FANCY, PATIENCE_S, ROOT, semaphores, wait_until
+
+SHIPPED = ROOT / "uwsgi.ini"
+# so loose that a busy machine holds it, too
+SLO = "p90=400ms"
+BRIEF = ("--minutes", "0.2")
+
+
+def command(folder, *arguments, **environ):
+    """`muleteer` from somewhere else, with a uwsgi.ini and a run folder of its own."""
+    ini = folder / "uwsgi.ini"
+    if not ini.exists():
+        ini.write_text(SHIPPED.read_text())
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("SERVING_")}
+    own = {"INI": str(ini), "RUN_DIR": str(folder / "run")}
+    return subprocess.Popen(
+        [ROOT / "entrypoint.sh", *arguments],
+        env=inherited | own | environ,
+        cwd="/",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(folder, *arguments, **environ):
+    process = command(folder, *arguments, **environ)
+    out, told = process.communicate(timeout=4 * PATIENCE_S)
+    return process.returncode, out, told
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A search for 300 a second, of which two mules of 5 ms do not quite get 400."""
+    folder = tmp_path_factory.mktemp("tuned")
+    asked = ("tune", "--slo", SLO, "--rate", "150", "--json", "--write", *BRIEF, str(FANCY))
+    # one mule is too few for it, whatever the file says
+    (folder / "uwsgi.ini").write_text(SHIPPED.read_text().replace("\nmules = 2\n", "\nmules = 9\n"))
+    status, out, told = run(folder, *asked)
+    assert status == 0, out + told
+    return folder, json.loads(out), told
+
+
+def test_it_finds_a_count_that_holds_and_says_why(tuned):
+    _, found, told = tuned
+    chosen = found["chosen"]
+    assert 1 <= chosen["mules"] < 9
+    assert found["changes"]["mules"] == chosen["mules"]
+    trial = next(trial for trial in found["trials"] if trial["setting"] == chosen)
+    point = next(point for point in trial["points"] if point["rate"] == 150)
+    assert point["measured_ms"] <= 400 and point["predicted_ms"] > 5
+    runs = point["runs"]
+    assert runs and all(run["right"] + run["refused"] + run["failed"] > 0 for run in runs)
+    assert {round(point["rate"]) for point in trial["points"]} >= {75, 150, 300}
+    # the model alone waits 5 ms, and computes next to nothing
+    alone = found["alone"][0]
+    assert alone["line"]["overhead_s"] >= 0.005 and alone["line"]["busy"] < 0.5
+    assert {reason["question"] for reason in found["rationale"]} >= {"What is recommended?", "Why that many mules?"}
+    assert "the model alone" in told and "left" in told
+
+
+def test_the_report_and_the_record_lie_in_the_run_folder(tuned):
+    folder, found, _ = tuned
+    report = folder / "run" / "tune.html"
+    assert found["report"] == str(report)
+    assert "<svg" in report.read_text() and "<script" not in report.read_text()
+    assert json.loads(report.with_suffix(".json").read_text())["chosen"] == found["chosen"]
+    assert report.stat().st_mode & 0o007 == 0
+
+
+def test_what_it_wrote_is_what_a_server_starts_with(tuned, start):
+    folder, found, _ = tuned
+    ini = folder / "uwsgi.ini"
+    kept = [line for line in SHIPPED.read_text().splitlines() if line.startswith(";")]
+    assert [line for line in ini.read_text().splitlines() if line.startswith(";")] == kept
+    settings = Settings.read(ini, {})
+    assert settings.mules == found["chosen"]["mules"] and settings.prediction_workers == found["chosen"]["workers"]
+    server = start(MODEL=FANCY, INI=ini).wait_ready()
+    assert len(server.ready()["replicas"]) == settings.mules
+    assert server.predict({"text": "tuned"}).status == 200
+
+
+def test_capacity_answers_from_what_was_measured(tuned):
+    folder, found, _ = tuned
+    status, out, _ = run(folder, "capacity", "--slo", SLO, "--json", "--mules", "1", "8", "--", str(FANCY))
+    told = json.loads(out)
+    assert status == 0 and "tune.json" in told["source"]
+    assert told["present"]["mules"] == found["chosen"]["mules"]
+    assert told["rate"] == told["mules"][str(found["chosen"]["mules"])]["rate"] > 0
+    assert told["mules"]["8"]["rate"] > told["mules"]["1"]["rate"] > 50
+    # eight times 5 ms
+    assert told["mules"]["8"]["at_the_most"] < 8 / 0.005
+
+
+def test_capacity_measures_a_model_that_nobody_has_tuned(tmp_path):
+    status, out, _ = run(tmp_path, "capacity", "--slo", SLO, str(FANCY))
+    assert status == 0 and "p90 ≤ 400 ms holds for up to" in out and "build's default" in out
+    status, out, _ = run(tmp_path, "capacity", "--slo", "p99=4ms", str(FANCY))
+    assert status == 1 and "no rate at all" in out
+
+
+def started(process):
+    """The servers below a command, once there are some."""
+    found = wait_until(
+        lambda: [pid for pid in descendants(process.pid) if title(pid).startswith("uWSGI mule")], "a server is tried"
+    )
+    return found and descendants(process.pid)
+
+
+def title(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_whatever_ends_it_ends_what_it_started(tmp_path, number):
+    older = semaphores()
+    process = command(tmp_path, "tune", "--slo", SLO, "--rate", "50", *BRIEF, str(FANCY))
+    below = started(process)
+    process.send_signal(number)
+    out, told = process.communicate(timeout=PATIENCE_S)
+    if number != signal.SIGKILL:
+        assert process.returncode == 130 and "interrupted" in told and not out
+        assert (tmp_path / "uwsgi.ini").read_text() == SHIPPED.read_text()
+    wait_until(lambda: not any(alive(pid) for pid in below), "all of it has ended")
+    assert semaphores() <= older or number == signal.SIGKILL
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_a_server_that_runs_is_not_touched_and_told_of(tmp_path, fancy):
+    before = fancy.processes()
+    process = command(tmp_path, "tune", "--slo", SLO, "--rate", "50", *BRIEF, str(FANCY))
+    started(process)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=PATIENCE_S)
+    assert "run" in told and "on this machine, and what is found will be too low" in told
+    assert fancy.processes() == before and fancy.predict({"text": "there"}).status == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (("tune",), 2, "--slo"),
+        (("tune", "--slo", "fast"), 2, "'fast' is no promise: a percentile and a time, p99=50ms"),
+        (("tune", "--slo", SLO, "--rate", "-3"), 2, "'-3' is not a number above 0"),
+        (("tune", "--slo", SLO, "--inputs", "/none"), 2, "--inputs /none: No such file or directory"),
+        (("tune", "--slo", SLO, "/none/model"), 1, "the model folder /none/model does not exist"),
+        (("capacity", "--slo", "p99=0ms"), 2, "is no promise"),
+    ],
+)
+def test_what_is_wrong_is_told_in_a_sentence(tmp_path, arguments, status, told):
+    found, _, errors = run(tmp_path, *arguments)
+    assert found == status and told in errors and "Traceback" not in errors
+
+
+def test_a_setting_that_is_wrong_is_told(tmp_path):
+    (tmp_path / "uwsgi.ini").write_text(SHIPPED.read_text().replace("threads = 64", "threads = many"))
+    found, _, errors = run(tmp_path, "tune", "--slo", SLO, str(FANCY))
+    assert found == 2 and "threads = many: it must be a whole number" in errors
+
+
+def test_recorded_requests_are_asked(tmp_path):
+    inputs = tmp_path / "inputs"
+    inputs.write_text('{"text": "a"}\n\n{"instances": ["b", "c"]}\n')
+    from tuning.tune import read_inputs
+
+    assert read_inputs(inputs) == ((b'{"text": "a"}', b'{"instances": ["b", "c"]}'), (1, 2))
+    inputs.write_text('{"text": "a"}\n{')
+    found, _, errors = run(tmp_path, "tune", "--slo", SLO, "--inputs", str(inputs), str(FANCY))
+    assert found == 2 and "line 2 is not JSON" in errors
