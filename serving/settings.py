@@ -478,7 +478,8 @@ def _integer(name: str, text: str) -> int:
 def _number(name: str, text: str) -> float:
     if not _NUMBER.fullmatch(text):
         raise SettingsError(f"{_shown(name)} = {text}: it must be a number, for example 0.01")
-    return float(text)
+    # told as it stands in the file
+    return float(text) if "." in text else int(text)
 
 
 def _boolean(name: str, text: str) -> bool:

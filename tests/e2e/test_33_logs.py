@@ -131,7 +131,7 @@ def test_every_line_is_json_whatever_a_client_sends(start, echo):
         b"GET /\xff\xfe\xc3 HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET /tab\tand\x01\x02 HTTP/1.1\r\nHost: x\r\n\r\n",
         b'POST /predict HTTP/1.1\r\nHost: x\r\nX-Request-ID: "},{"a":"\r\nContent-Length: 2\r\n\r\n{}',
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nX-Log: 1;2\r\nServer-Timing: decode;dur=x\r\nContent-Length: 2\r\n\r\n{}",
+        b"POST /predict HTTP/1.1\r\nHost: x\r\nX-Log: 1;2\r\nServer-Timing: x;dur=x\r\nContent-Length: 2\r\n\r\n{}",
         b"POST /predict HTTP/1.1\r\nHost: x\r\nX-Model-Version: \xff;\x22\r\nContent-Length: 2\r\n\r\n{}",
         b"POST /v1/models/%22;%0a:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}",
         b'"G ET" \x00\r\n\r\n',
