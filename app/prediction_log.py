@@ -81,10 +81,8 @@ class PredictionLog:
         self._thread = threading.Thread(target=self._run, name="prediction log", daemon=True)
 
     def start_worker(self, number: int) -> None:
-        """In a fresh worker, counted from 1.  Takes the half second that Arrow needs before there is a request."""
+        """In a fresh worker, counted from 1."""
         self._counts.start_worker(number)
-        _warm_up()
-        _at_exit(self.end)
         self._thread.start()
 
     def wants(self, request_id: str) -> bool:
@@ -114,6 +112,9 @@ class PredictionLog:
         """All of the thread's life."""
         try:
             self._folder.start()
+            # a worker that ends before that has nothing to write with
+            _warm_up()
+            _at_exit(self.end)
             poll = select.poll()
             poll.register(self._hurry, select.POLLIN)
             while not self._ends:

@@ -131,7 +131,7 @@ def test_every_line_is_json_whatever_a_client_sends(start, echo):
         b"GET /\xff\xfe\xc3 HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET /tab\tand\x01\x02 HTTP/1.1\r\nHost: x\r\n\r\n",
         b'POST /predict HTTP/1.1\r\nHost: x\r\nX-Request-ID: "},{"a":"\r\nContent-Length: 2\r\n\r\n{}',
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nX-Log: 1;2\r\nServer-Timing: x;dur=x\r\nContent-Length: 2\r\n\r\n{}",
+        b"POST /predict HTTP/1.1\r\nHost: x\r\nX-Log: 1;2\r\nServer-Timing: decode\r\nContent-Length: 2\r\n\r\n{}",
         b"POST /predict HTTP/1.1\r\nHost: x\r\nX-Model-Version: \xff;\x22\r\nContent-Length: 2\r\n\r\n{}",
         b"POST /v1/models/%22;%0a:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}",
         b'"G ET" \x00\r\n\r\n',
@@ -288,7 +288,7 @@ def counted(server):
 
 def keeping(start, folder, model, **environ):
     environ = {"SERVING_PREDICTION_LOG_SAMPLE": 1, "SERVING_PREDICTION_LOG_FILE_S": 1, **environ}
-    return start(MODEL=model, MULES=1, SERVING_PREDICTION_LOG_DIR=folder, **environ).wait_ready()
+    return start(MODEL=model, MULES=1, WORKERS=2, SERVING_PREDICTION_LOG_DIR=folder, **environ).wait_ready()
 
 
 def test_what_was_asked_and_answered_is_kept_and_can_be_asked_again(start, tmp_path, echo):
@@ -322,7 +322,10 @@ def test_what_was_asked_and_answered_is_kept_and_can_be_asked_again(start, tmp_p
 
 def test_a_stop_keeps_what_it_has(start, tmp_path):
     server = keeping(start, tmp_path / "kept", DIGITS, SERVING_PREDICTION_LOG_FILE_S=3600)
-    for _ in range(7):
+    assert server.predict(IMAGE).status == 200
+    wait_until(lambda: list((tmp_path / "kept").glob("*.part")), "it is being written")
+    # before those are written that come now
+    for _ in range(6):
         assert server.predict(IMAGE).status == 200
     assert server.stop() == 0
     assert len(kept(tmp_path / "kept")) == 7
@@ -331,7 +334,7 @@ def test_a_stop_keeps_what_it_has(start, tmp_path):
 
 def test_what_a_killed_worker_had_not_written_is_counted_and_its_half_file_goes(start, tmp_path):
     folder = tmp_path / "kept"
-    server = keeping(start, folder, DIGITS, WORKERS=2, SERVING_PREDICTION_LOG_FILE_S=3600)
+    server = keeping(start, folder, DIGITS, SERVING_PREDICTION_LOG_FILE_S=3600)
     for _ in range(5):
         assert server.predict(IMAGE).status == 200
     wait_until(lambda: list(folder.glob("*.part")), "a file is being written")
@@ -341,6 +344,7 @@ def test_what_a_killed_worker_had_not_written_is_counted_and_its_half_file_goes(
     assert counted(server) == [0, 5]
     for _ in range(3):
         assert server.predict(IMAGE).status == 200
+    wait_until(lambda: list(folder.glob("*.part")), "its successor writes")
     assert server.stop() == 0
     assert len(kept(folder)) == 3
 
@@ -349,6 +353,7 @@ def test_a_part_of_the_requests_is_kept_and_of_one_id_all_or_none(start, tmp_pat
     server = keeping(start, tmp_path / "kept", echo, SERVING_PREDICTION_LOG_SAMPLE=0.3)
     for number in range(200):
         assert server.predict(row(), X_Request_ID=f"part-{number % 100}").status == 200
+    wait_until(lambda: list((tmp_path / "kept").iterdir()), "it is being written")
     assert server.stop() == 0
     found = Counter(line["request_id"] for line in kept(tmp_path / "kept"))
     assert set(found.values()) == {2} and 15 <= len(found) <= 45
