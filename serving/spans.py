@@ -44,8 +44,8 @@ _LOGS = ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "opentelemetry
 # the clock was set
 _STEP_NS = 50_000_000
 
-# uWSGI's fork leaves the same seed in all processes
-_random = random.SystemRandom()
+# no id is a secret
+_random = random.Random()  # noqa: S311
 
 
 class Spans:
@@ -65,6 +65,8 @@ class Spans:
 
     def start(self, process: str) -> None:
         """In a fresh worker or mule, which is called so."""
+        # uWSGI's fork has left the same numbers in all of them
+        _random.seed()
         self._resource = self._resource.merge(Resource({"muleteer.process": process, "process.pid": os.getpid()}))
         seldom = _Seldom()
         for name in _LOGS:
