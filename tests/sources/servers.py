@@ -96,6 +96,7 @@ class Server:
             else:
                 return
             time.sleep(0.1)
+        self.stop()
         raise AssertionError((self.folder / "log").read_text())
 
     def stop(self) -> None:
