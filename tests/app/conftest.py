@@ -49,7 +49,7 @@ class Chain:
     def __init__(self, model=None, transport=None, plan=None, loads=None, **settings):
         self.model = model or Double()
         self.signature = signature(self.model.inputs, self.model.outputs)
-        self.transport = transport or MemoryTransport()
+        self.transport = transport or MemoryTransport(replicas=3)
         self.board = Board(2, heartbeat_timeout_s=3, predict_timeout_s=5)
         self.quarantine = Quarantine(MemoryNotes(), 60)
         self.plan = plan or PlanFile(Path("there is none"))

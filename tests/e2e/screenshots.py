@@ -20,6 +20,8 @@ SIZE = {"width": 1440, "height": 1010}
 # of load before a picture is taken
 MINUTES_MS = 90_000
 COLOURS = 128
+# on a machine that has other things to do
+PATIENCE_S = 300
 
 
 def shoot(page, server, name, part):
@@ -47,7 +49,7 @@ def main():
     server = Server(MODEL=DIGITS, MULES=3)
     load = None
     try:
-        server.wait_ready()
+        wait_until(lambda: "  try " in server.output, "it is ready", PATIENCE_S)
         load = Load(server, (DIGITS / "sample.json").read_bytes())
         for body in (b"{}", b'{"image": [1]}', b"{"):
             server.request("POST", "/predict", body)
@@ -55,7 +57,7 @@ def main():
             for name, (theme, part) in SHOTS.items():
                 page = chromium.new_page(viewport=SIZE, color_scheme=theme, reduced_motion="reduce")
                 page.goto(f"{server.url}/console")
-                wait_until(lambda: server.ready()["ready_replicas"] == 3, "all serve", 240)
+                wait_until(lambda: server.ready()["ready_replicas"] == 3, "all serve", PATIENCE_S)
                 page.wait_for_timeout(MINUTES_MS)
                 shoot(page, server, name, part)
                 page.close()
