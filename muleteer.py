@@ -383,7 +383,7 @@ def _tune(asked: argparse.Namespace, environ: dict[str, str]) -> int:
     from load.loadgen import NoCompiler
     from tuning.ini import IniError
     from tuning.stack import StackFailed
-    from tuning.tune import interruptible, tune
+    from tuning.tune import TuneFailed, interruptible, tune
 
     report, inputs = asked.report and asked.report.absolute(), asked.inputs and asked.inputs.absolute()
     try:
@@ -392,7 +392,7 @@ def _tune(asked: argparse.Namespace, environ: dict[str, str]) -> int:
             return tune(about, asked.rate, asked.minutes, inputs, report, asked.write, asked.json)
     except KeyboardInterrupt:
         return _refuse(130, "interrupted; what was started has ended, and nothing is written")
-    except (NoCompiler, IniError) as error:
+    except (NoCompiler, IniError, TuneFailed) as error:
         return _refuse(2, error)
     except StackFailed as error:
         raise Failed(str(error)) from error

@@ -168,7 +168,12 @@ def capacity(asked: Asked, mules: Sequence[int], file: Path | None, as_json: boo
     found = candidates.capacities(evidence, [count for count in counts if count <= evidence.most_mules or mules])
     own = next(one for one in found if one.pool.setting == present)
     if as_json:
-        told = {"promise": asdict(asked.promise), "source": source, "present": present.as_dict(), "rate": own.rate}
+        told = {
+            "promise": asdict(asked.promise),
+            "source": source,
+            "present": present.as_dict(),
+            "rate": round(own.rate, 1),
+        }
         print(json.dumps(told | {"mules": {one.pool.setting.mules: _told(one) for one in found}}))
     else:
         rate = f"up to {own.rate:.0f} requests a second" if own.rate else "no rate at all"

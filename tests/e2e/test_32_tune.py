@@ -10,6 +10,7 @@ import pytest
 
 from bench.server import descendants
 from serving.settings import Settings
+from tuning.tune import read_inputs
 
 from .conftest import FANCY, PATIENCE_S, ROOT, semaphores, wait_until
 
@@ -128,18 +129,21 @@ def title(pid):
         return ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_whatever_ends_it_ends_what_it_started(tmp_path, number):
-    older = semaphores()
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_whatever_ends_it_ends_what_it_started_and_no_other_server(tmp_path, fancy, number):
+    before, older = fancy.processes(), semaphores()
     process = command(tmp_path, "tune", "--slo", SLO, "--rate", "50", *BRIEF, str(FANCY))
     below = started(process)
     process.send_signal(number)
     out, told = process.communicate(timeout=PATIENCE_S)
-    if number != signal.SIGKILL:
+    assert "on this machine, and what is found will be too low" in told
+    wait_until(lambda: not any(alive(pid) for pid in below), "all of it has ended")
+    libc = ctypes.CDLL(None)
+    assert not [id for id in semaphores() - older if libc.semctl(id, 0, _GETPID) in below]
+    if number == signal.SIGINT:
         assert process.returncode == 130 and "interrupted" in told and not out
         assert (tmp_path / "uwsgi.ini").read_text() == SHIPPED.read_text()
-    wait_until(lambda: not any(alive(pid) for pid in below), "all of it has ended")
-    assert semaphores() <= older or number == signal.SIGKILL
+    assert fancy.processes() == before and fancy.predict({"text": "there"}).status == 200
 
 
 def alive(pid):
@@ -147,16 +151,6 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
-
-
-def test_a_server_that_runs_is_not_touched_and_told_of(tmp_path, fancy):
-    before = fancy.processes()
-    process = command(tmp_path, "tune", "--slo", SLO, "--rate", "50", *BRIEF, str(FANCY))
-    started(process)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=PATIENCE_S)
-    assert "run" in told and "on this machine, and what is found will be too low" in told
-    assert fancy.processes() == before and fancy.predict({"text": "there"}).status == 200
 
 
 @pytest.mark.parametrize(
@@ -184,8 +178,6 @@ def test_a_setting_that_is_wrong_is_told(tmp_path):
 def test_recorded_requests_are_asked(tmp_path):
     inputs = tmp_path / "inputs"
     inputs.write_text('{"text": "a"}\n\n{"instances": ["b", "c"]}\n')
-    from tuning.tune import read_inputs
-
     assert read_inputs(inputs) == ((b'{"text": "a"}', b'{"instances": ["b", "c"]}'), (1, 2))
     inputs.write_text('{"text": "a"}\n{')
     found, _, errors = run(tmp_path, "tune", "--slo", SLO, "--inputs", str(inputs), str(FANCY))
