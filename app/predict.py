@@ -119,11 +119,20 @@ class Predict:
             answer[1].append(("Connection", "close"))
             self._crowded = False
         # for nginx, whose log has all of the request
-        sizes = "null;null" if code else f"{rows};{batch_rows}"
-        asked = "null" if version == ANY else version
-        answer[1].append(
-            ("X-Log", f"{route.dialect.name};{asked};{sizes};{accept_s * 1000:.3f};{code};{self._name}"),
-        )
+        if code:
+            asked = "null" if version == ANY else version
+            told = f"{route.dialect.name};{asked};null;null;{accept_s * 1000:.3f};{code};{self._name}"
+        else:
+            # half of what an f-string takes
+            told = "%s;%d;%d;%d;%.3f;;%s" % (  # noqa: UP031
+                route.dialect.name,
+                version,
+                rows,
+                batch_rows,
+                accept_s * 1000,
+                self._name,
+            )
+        answer[1].append(("X-Log", told))
         total_s = time.monotonic() - start + accept_s
         self._ends.count(
             self._transport.seat(), route.dialect.name, answer[0], code, version, total_s, request_id, rows, stages

@@ -101,7 +101,7 @@ def encode_replies(
 ) -> Iterator[bytes]:
     """The frames of the replies to a batch that was predicted at start; outputs are those of all its tasks."""
     columns = [_Column(name, tensor) for name, tensor in outputs.items()]
-    first, rows = 0, sum(task.rows for task in batch)
+    first, rows = 0, len(next(iter(outputs.values()), ()))
     for task in batch:
         last = first + task.rows
         parts = [_REPLY.pack(task.uuid, version, (start - task.offered) * 1000, predict_ms, len(columns), 0, 0, rows)]

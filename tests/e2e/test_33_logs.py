@@ -353,7 +353,7 @@ def test_a_part_of_the_requests_is_kept_and_of_one_id_all_or_none(start, tmp_pat
     server = keeping(start, tmp_path / "kept", echo, SERVING_PREDICTION_LOG_SAMPLE=0.3)
     for number in range(200):
         assert server.predict(row(), X_Request_ID=f"part-{number % 100}").status == 200
-    wait_until(lambda: list((tmp_path / "kept").iterdir()), "it is being written")
+    wait_until(lambda: list((tmp_path / "kept").glob("*")), "it is being written")
     assert server.stop() == 0
     found = Counter(line["request_id"] for line in kept(tmp_path / "kept"))
     assert set(found.values()) == {2} and 15 <= len(found) <= 45
