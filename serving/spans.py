@@ -8,7 +8,7 @@ Imported only where otlp_endpoint is set; the library starts its thread after th
 
 Runs in:  both.
 Units:    seconds, absolute, time.monotonic(); in a span nanoseconds since 1970.
-Source:   OpenTelemetry specification 1.5x, Trace SDK; W3C Trace Context.
+Source:   OpenTelemetry specification, Trace SDK; W3C Trace Context.
 """
 
 import importlib.metadata
