@@ -204,7 +204,7 @@ class Metrics(Collector):
             times = some[:, counts.HEAD]
             buckets = [(str(float(size)), float(times[sizes <= size].sum())) for size in _SIZES]
             families[kind].add_metric(
-                (model, version), [*buckets, ("+Inf", float(times.sum()))], float(some[:, counts.HEAD + 2].sum())
+                (model, version), [*buckets, ("+Inf", float(times.sum()))], float(counts.sums(some).sum())
             )
             if kind == "rows":
                 took.add_metric((model, version), float(some[:, counts.HEAD + 1].view(np.float64).sum()))

@@ -38,6 +38,8 @@ _REQUEST_ROWS = 256
 # of each replica: sizes of batches, and versions
 _BATCH_ROWS = 512
 _NAME_BYTES = 1 << 16
+# up to so many at once have a row each
+_EACH = 64
 # a histogram has a number for each bucket, and the sum
 HISTOGRAM = BUCKETS + 1
 # of a bucket: when, how long, and the id of the request
@@ -183,7 +185,7 @@ class Batches:
     """What replicas predicted together: a block for each of them.
 
     A row is found by how many rows, or by how many tasks, were predicted at once (of many, the next power of two), and
-    says how often, how long it took, and how many they were in all.
+    says how often, how long it took, and by how many the sum of these sizes is not that of the true ones.
     """
 
     NUMBERS = 3
@@ -202,23 +204,33 @@ class Batches:
         """Count one predict."""
         if self._block is None:
             return
-        for what, count in ((_size(rows), rows), (_size(tasks) | self.TASKS, tasks)):
-            place = self._block.find(what, version)
-            self.table.integers[place] += 1
-            self.table.seconds[place + 1] += took_s
-            self.table.integers[place + 2] += count
+        self._count(self._block, _size(rows), rows, version, took_s)
+        self._count(self._block, _size(tasks) | self.TASKS, tasks, version, took_s)
+
+    def _count(self, block: Block, what: int, count: int, version: int, took_s: float) -> None:
+        place = block.find(what, version)
+        self.table.integers[place] += 1
+        self.table.seconds[place + 1] += took_s
+        if count > _EACH:
+            self.table.integers[place + 2] += count - (what & (self.TASKS - 1))
 
     def work(self, number: int) -> Work:
         """What a replica has done, with all who were there before it."""
         found = self.table.read_block(number)
         found = found[found[:, 0] & self.TASKS == 0]
         seconds = found[:, HEAD + 1].view(np.float64)
-        return Work(int(found[:, HEAD].sum()), int(found[:, HEAD + 2].sum()), float(seconds.sum()))
+        return Work(int(found[:, HEAD].sum()), int(sums(found).sum()), float(seconds.sum()))
+
+
+def sums(batches: Rows) -> Rows:
+    """Of rows of batches, how many rows or tasks there were in all: (rows,)."""
+    found: Rows = (batches[:, 0] & (Batches.TASKS - 1)) * batches[:, HEAD] + batches[:, HEAD + 2]
+    return found
 
 
 def _size(count: int) -> int:
     """Of many, the next power of two: a block has no row for each."""
-    return count if count <= 64 else 1 << (count - 1).bit_length()
+    return count if count <= _EACH else 1 << (count - 1).bit_length()
 
 
 class Kept:

@@ -19,7 +19,6 @@ SHOTS = {"console": ("light", "#pool"), "console-dark": ("dark", "#try")}
 SIZE = {"width": 1440, "height": 1010}
 # of load before a picture is taken
 MINUTES_MS = 90_000
-COLOURS = 128
 # on a machine that has other things to do
 PATIENCE_S = 300
 
@@ -39,7 +38,7 @@ def shoot(page, server, name, part):
     file = FOLDER / f"{name}.png"
     page.screenshot(path=file)
     with Image.open(file) as picture:
-        picture.convert("RGB").quantize(COLOURS).save(file, optimize=True)
+        picture.convert("RGB").save(file, optimize=True)
     print(file, file.stat().st_size, "bytes")
 
 

@@ -121,6 +121,16 @@ def test_a_predict_is_counted_by_its_rows_and_by_its_tasks():
     assert found == {(8, 1): (2, 1.0), (128, 1): (1, 0.5), (tasks | 2, 1): (1, 0.5), (tasks | 3, 1): (2, 1.0)}
 
 
+def test_the_rows_of_large_batches_are_counted_to_the_row():
+    batches = Batches(2)
+    batches.start(1)
+    for rows, tasks in [(8, 2), (100, 3), (65, 65), (1024, 1), (64, 64)]:
+        batches.count(rows, tasks, 1, 0.5)
+    assert batches.work(1) == (5, 8 + 100 + 65 + 1024 + 64, 2.5)
+    assert counts.sums(batches.table.read()).sum() == 1261 + 135
+    assert batches.work(0) == (0, 0, 0.0)
+
+
 def test_when_many_versions_have_passed_what_happened_is_still_told():
     requests, batches = Requests(1, 0), Batches(1)
     batches.start(0)
