@@ -5,6 +5,7 @@ Raises:   TuneFailed, in one sentence, and what the parts of a search raise.
 """
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,7 +81,9 @@ def tune(
     bodies, rows = read_inputs(inputs) if inputs else ((), (1,))
     text = asked.ini.read_text()
     # what takes minutes is not to fail at its end
-    record.write(file, "")
+    _check_folder(file.parent, "set --report to another file")
+    if write:
+        _check_folder(asked.ini.resolve().parent, "leave out --write, and apply the difference by hand")
     loadgen.compiled()
     if running := others():
         many = "another server runs" if len(running) == 1 else f"{len(running)} other servers run"
@@ -105,6 +108,15 @@ def tune(
         ini.write(asked.ini, text, changes, asked.environ)
         print(f"muleteer: written to {asked.ini}; `muleteer reload` lets a server take it", file=sys.stderr)
     return 0 if found.chosen else 1
+
+
+def _check_folder(folder: Path, fix: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TuneFailed(f"{folder} cannot be made: {error.strerror}; {fix}") from error
+    if not os.access(folder, os.W_OK):
+        raise TuneFailed(f"{folder} cannot be written to; {fix}")
 
 
 def _print(

@@ -1,5 +1,6 @@
 """The counts that fit: measured on real servers, reported, and written where a server starts with them."""
 
+import ctypes
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from bench.server import descendants
 from serving.settings import Settings
 from tuning.tune import read_inputs
 
-from .conftest import FANCY, PATIENCE_S, ROOT, semaphores, wait_until
+from .conftest import _GETPID, FANCY, PATIENCE_S, ROOT, semaphores, wait_until
 
 SHIPPED = ROOT / "uwsgi.ini"
 # so loose that a busy machine holds it, too

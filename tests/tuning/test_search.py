@@ -1,0 +1,172 @@
+"""The rules by which a search chooses, on servers that do exactly what is said of them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from serving.model import ModelFolder
+from serving.settings import Settings
+from tuning import record
+from tuning.pool import Costs, Line, Pool
+from tuning.promise import Promise
+from tuning.search import BETTER, Search, Watch
+from tuning.stack import Measurement
+
+from .conftest import COSTS, SHIPPED
+from .test_report import FANCY
+
+SETTINGS = Settings.read(SHIPPED, {})
+P99 = Promise(99, 0.025)
+
+
+class Simulated:
+    """A server that is as the truth says, whatever a search thinks of it."""
+
+    started = []
+
+    def __init__(self, setting, line, costs, cores, others):
+        self.setting = setting
+        self._pool = Pool(setting, line, costs, cores)
+        self._others = others
+        Simulated.started.append(setting)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error): ...
+
+    def wait_ready(self):
+        return self
+
+    def measure(self, bodies, seconds, rate=0.0, clients=0, seed=1):
+        assert bodies
+        # clients that wait for their answers get what the pool can do
+        outcome = self._pool.simulate(rate or 0.95 * self._pool.limit, 6000, seed)
+        latencies, right = outcome.latencies, np.isfinite(outcome.latencies)
+        count, costs = int(right.sum()), self._pool.costs
+        cpu = {"nginx": costs.nginx_s, "worker": costs.worker_s, "generator": costs.generator_s}
+        cpu["mule"] = costs.turn_s + self._pool.line.of(1, 1) * self._pool.line.busy
+        predict_s = np.full(len(latencies), self._pool.line.of(1, 1))
+        seconds = len(latencies) / outcome.rate
+        return Measurement(
+            *(self.setting, rate, clients, seconds, seed, count, int((~right).sum()), 0, 0, latencies),
+            *(np.zeros(len(latencies)), predict_s, {role: count * one for role, one in cpu.items()}),
+            *(next(self._others), 1.0),
+        )
+
+
+@pytest.fixture
+def search():
+    """A search among servers whose model takes so long."""
+    Simulated.started = []
+
+    def search(
+        promise=P99,
+        rate=0.0,
+        predict_s=0.0051,
+        settings=SETTINGS,
+        seconds=10_000.0,
+        others=(),
+        costs=COSTS,
+        truth=None,
+    ):
+        def start(setting):
+            quiet = iter([*others, *[0.0] * 1000])
+            if truth is not None and setting.mules in truth:
+                return Simulated(setting, Line(truth[setting.mules], 0.0, 0.04, 1), costs, 2.0, quiet)
+            return Simulated(setting, Line(predict_s, 0.0, 0.04, 1), costs, 2.0, quiet)
+
+        return Search(FANCY, settings, start, promise, rate, seconds, Watch()).run()
+
+    return search
+
+
+def test_the_fewest_mules_that_hold_the_rate_are_chosen(search):
+    found = search(rate=700)
+    assert found.chosen.setting.mules == 5 and found.chosen.setting.workers == 1
+    point = found.chosen.at(700)
+    assert len(point.runs) == 3 and point.measured_s(P99) <= 0.025
+    # it was predicted, and well
+    assert point.predicted_s == pytest.approx(point.measured_s(P99), rel=0.25)
+    assert found.present.at(700).measured_s(P99) > 0.025
+    changes = {key: value for (_, key), value in record.changes(found).items()}
+    assert changes == {
+        "mules": 5,
+        "processes": 2,
+        "threads": found.chosen.setting.threads,
+        "queue": found.chosen.setting.queue(SETTINGS),
+    }
+    # seats for what is drained in 25 ms, and a quarter more
+    assert 24 <= found.chosen.setting.seats <= 36
+    assert changes["queue"] >= 4 * found.chosen.setting.seats and changes["queue"] * 64 % 4096 == 0
+    assert {round(point.rate) for point in found.chosen.points} == {350, 525, 700, 770, 1400}
+
+
+def test_the_server_is_believed_where_the_simulation_is_wrong(search):
+    # five are slower together than one is alone
+    found = search(rate=700, truth={5: 0.0068})
+    assert found.chosen.setting.mules == 6
+    five = next(trial for trial in found.trials if trial.setting.mules == 5)
+    assert five.at(700).measured_s(P99) > 0.025 > five.at(700).predicted_s
+
+
+def test_the_present_settings_stay_where_they_are_enough(search):
+    five = replace(SETTINGS, mules=5, processes=2, threads=32)
+    found = search(rate=700, settings=five)
+    assert found.chosen is found.present and record.changes(found) == {}
+
+
+def test_what_nothing_holds_is_not_chosen(search):
+    found = search(Promise(99, 0.004), rate=100)
+    assert found.chosen is None and found.nearest is not None and record.changes(found) == {}
+    assert search(Promise(99, 0.004)).chosen is None
+
+
+def test_without_a_rate_the_highest_wins_and_present_settings_are_compared(search):
+    found = search()
+    assert found.chosen is not found.present and found.chosen.held > BETTER * found.present.held > 0
+    assert found.chosen.setting.mules > 5
+    assert all(found.chosen.held >= trial.held for trial in found.trials)
+    # of what it does at the most
+    assert found.chosen.held <= found.chosen.full.answered * 1.06
+    assert found.chosen.at(round(2 * found.chosen.held, -1)) or any(
+        point.rate > 1.9 * found.chosen.held for point in found.chosen.points
+    )
+
+
+def test_without_a_rate_what_is_no_better_than_chance_changes_nothing(search):
+    first = search()
+    chosen = first.chosen.setting
+    best = replace(
+        SETTINGS,
+        mules=chosen.mules,
+        processes=chosen.workers + 1,
+        threads=chosen.threads,
+        queue=chosen.queue(SETTINGS),
+    )
+    found = search(settings=best)
+    assert found.chosen.held >= 0.9 * first.chosen.held
+    assert found.chosen is found.present or found.chosen.held >= BETTER * found.present.held
+
+
+def test_time_that_is_up_ends_the_search_with_what_there_is(search):
+    found = search(rate=700, seconds=0.01)
+    assert len(found.chosen.at(700).runs) == 3 if found.chosen else found.trials
+
+
+def test_a_run_that_others_disturb_is_made_again(search):
+    found = search(rate=700, others=(0.6, 0.0, 0.7, 0.8))
+    assert found.low.others == 0.0 and found.full.others == 0.7
+    point = found.chosen.at(700)
+    assert all(run.others <= 0.1 for run in point.quiet)
+
+
+def test_costs_that_fill_the_cores_ask_for_no_more_mules(search):
+    dear = Costs(200e-6, 800e-6, 100e-6, 100e-6, 0.0, (0.0,))
+    found = search(costs=dear)
+    assert found.chosen.pool.limits()["cores"] <= found.chosen.pool.limits()["mules"] * 1.6
+
+
+def test_the_model_that_is_served_is_the_one_that_is_measured():
+    assert ModelFolder.find(FANCY.root).path == FANCY.path
