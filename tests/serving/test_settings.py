@@ -89,6 +89,9 @@ def test_numbers_that_follow_from_others(read):
         ({"max_header_bytes": 64512, "buffer_size": 65535}, "uWSGI takes no more than 65535 bytes"),
         ({"max_header_bytes": 39937}, r"it must hold max_header_bytes \(= 39937\)"),
         ({"buffer_size": 65536}, "and be at most 65535"),
+        ({"log_format": "xml"}, "it is one of auto, json, text"),
+        ({"access_log_sample": 2}, "1 is all of them"),
+        ({"prediction_log_sample": 1.5}, "1 is all of them"),
         ({"max_connections": 319}, "each of the 128 prediction threads takes two"),
         ({"max_connections": -1}, "each of the 128 prediction threads takes two"),
         (
