@@ -224,7 +224,7 @@ class Settings:
         for key in ("access_log_sample", "prediction_log_sample", "trace_sample"):
             if getattr(self, key) > 1:
                 reason = "it is a part of the requests, and 1 is all of them"
-                raise _refusal(key, getattr(self, key), reason, 1)
+                raise _refusal(key, getattr(self, key), reason, getattr(Settings, key))
         self._check_telemetry()
         page = mmap.PAGESIZE
         step = page // math.gcd(page, self.queue_blocksize)
