@@ -26,8 +26,8 @@ Floats = npt.NDArray[np.float64]
 # of the requests of a simulation, the first ones find it emptier than it will be
 _WARM_UP = 0.1
 # a search for the highest rate ends when it knows it so well
-_PRECISION = 0.02
-_SEARCH_REQUESTS = 8000
+_PRECISION = 0.03
+_SEARCH_REQUESTS = 5000
 REQUESTS = 30000
 # what a simulated request goes through, one after the other
 _NGINX, _DECODE, _PREDICT, _ENCODE, _ASIDE = range(5)

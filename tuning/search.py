@@ -280,10 +280,7 @@ class Search:
                 # what has a tenth less with all the clients there are will not have more with fewer
                 if full.answered >= 0.9 * best_full:
                     self._climb_stairs(trial, stack, min(one.rate or full.answered, full.answered))
-        chosen = max(trials, key=lambda trial: trial.held)
-        if chosen is not present and chosen.held < BETTER * present.held:
-            chosen = present
-        return trials, chosen if chosen.held else None
+        return trials, best(trials, present)
 
     def _climb_stairs(self, trial: Trial, stack: Stack, rate: float) -> None:
         """The highest rate that holds, by steps up or down, then between what held and what did not."""
@@ -297,7 +294,7 @@ class Search:
                 rate = rate * _STEP if high == math.inf else (low + high) / 2
             else:
                 high = point.rate
-                rate = (low + high) / 2 if low else rate * 0.75
+                rate = (low + high) / 2 if low else rate * 0.6
         trial.held = low
 
     # ---- what else is told of the choice
@@ -354,6 +351,14 @@ class Search:
     def _has_time(self, seconds: float) -> bool:
         """Whether there is so much, and what a server takes that is started for it, and the last points after it."""
         return self._left_s > seconds + 2 * self._load_s + _LAST_RUNS * self._run_s
+
+
+def best(trials: Sequence[Trial], present: Trial) -> Trial | None:
+    """The one that held the highest rate; the present one where that is no more than chance."""
+    chosen = max(trials, key=lambda trial: trial.held)
+    if chosen.held < BETTER * present.held:
+        chosen = present
+    return chosen if chosen.held else None
 
 
 def _rounded(rate: float) -> float:

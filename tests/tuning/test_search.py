@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serving.model import ModelFolder
 from serving.settings import Settings
 from tuning import record
-from tuning.pool import Costs, Line, Pool
+from tuning.alone import Alone
+from tuning.pool import Line, Pool
 from tuning.promise import Promise
-from tuning.search import BETTER, Search, Watch
+from tuning.search import BETTER, Search, Watch, best
 from tuning.stack import Measurement
 
-from .conftest import COSTS, SHIPPED
+from .conftest import COSTS, SHIPPED, trial
 from .test_report import FANCY
 
 SETTINGS = Settings.read(SHIPPED, {})
@@ -56,9 +56,16 @@ class Simulated:
         )
 
 
+@pytest.fixture(scope="module")
+def alone():
+    return Alone.measure(FANCY, SETTINGS, 1)
+
+
 @pytest.fixture
-def search():
+def search(alone, monkeypatch):
     """A search among servers whose model takes so long."""
+    # once is enough
+    monkeypatch.setattr(Alone, "measure", lambda *about: alone)
     Simulated.started = []
 
     def search(
@@ -120,7 +127,6 @@ def test_the_present_settings_stay_where_they_are_enough(search):
 def test_what_nothing_holds_is_not_chosen(search):
     found = search(Promise(99, 0.004), rate=100)
     assert found.chosen is None and found.nearest is not None and record.changes(found) == {}
-    assert search(Promise(99, 0.004)).chosen is None
 
 
 def test_without_a_rate_the_highest_wins_and_present_settings_are_compared(search):
@@ -135,19 +141,11 @@ def test_without_a_rate_the_highest_wins_and_present_settings_are_compared(searc
     )
 
 
-def test_without_a_rate_what_is_no_better_than_chance_changes_nothing(search):
-    first = search()
-    chosen = first.chosen.setting
-    best = replace(
-        SETTINGS,
-        mules=chosen.mules,
-        processes=chosen.workers + 1,
-        threads=chosen.threads,
-        queue=chosen.queue(SETTINGS),
-    )
-    found = search(settings=best)
-    assert found.chosen.held >= 0.9 * first.chosen.held
-    assert found.chosen is found.present or found.chosen.held >= BETTER * found.present.held
+def test_what_is_better_by_no_more_than_chance_changes_nothing(evidence):
+    present, other = trial(evidence, 2, at=200.0, took=0.01), trial(evidence, 5, at=204.0, took=0.01)
+    assert best([present, other], present) is present
+    assert best([present, trial(evidence, 5, at=300.0, took=0.01)], present) is not present
+    assert best([trial(evidence, 2, at=300.0, took=0.9)], trial(evidence, 2, at=300.0, took=0.9)) is None
 
 
 def test_time_that_is_up_ends_the_search_with_what_there_is(search):
@@ -160,13 +158,3 @@ def test_a_run_that_others_disturb_is_made_again(search):
     assert found.low.others == 0.0 and found.full.others == 0.7
     point = found.chosen.at(700)
     assert all(run.others <= 0.1 for run in point.quiet)
-
-
-def test_costs_that_fill_the_cores_ask_for_no_more_mules(search):
-    dear = Costs(200e-6, 800e-6, 100e-6, 100e-6, 0.0, (0.0,))
-    found = search(costs=dear)
-    assert found.chosen.pool.limits()["cores"] <= found.chosen.pool.limits()["mules"] * 1.6
-
-
-def test_the_model_that_is_served_is_the_one_that_is_measured():
-    assert ModelFolder.find(FANCY.root).path == FANCY.path
