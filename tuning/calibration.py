@@ -18,6 +18,8 @@ from tuning.stack import Measurement
 # of what waits in the queue at the low rate, more than so many of a hundred do waits for others, and not to be woken
 _WOKEN = 75
 _SAMPLES = 400
+# of what single requests took, the longest are accidents of the machine, of which a short run has too many or none
+_KEPT = 0.98
 # a model that computes less than so waits for something else
 WAITS = 0.5
 
@@ -41,8 +43,7 @@ def corrected(line: Line, low: Measurement, rows: Sequence[int]) -> Line:
     found = low.predict_s[np.isfinite(low.predict_s)]
     expected = np.mean([line.of(count, max(rows)) for count in rows])
     spread = np.sort(found / expected)
-    # a run is too short to tell the slowest of thousands, and long enough for an accident
-    return replace(line, spread=_thinned(spread[: max(1, int(len(spread) * 0.995))]))
+    return replace(line, spread=_thinned(spread))
 
 
 def _mule_costs(runs: Sequence[Measurement], line: Line, mean_rows: float) -> tuple[float, float]:
@@ -60,5 +61,6 @@ def _mule_costs(runs: Sequence[Measurement], line: Line, mean_rows: float) -> tu
 
 
 def _thinned(ordered: npt.NDArray[np.float64]) -> tuple[float, ...]:
+    ordered = ordered[: max(1, int(len(ordered) * _KEPT))]
     places = np.linspace(0, len(ordered) - 1, min(_SAMPLES, len(ordered))).round().astype(int)
     return tuple(float(one) for one in ordered[places])

@@ -16,8 +16,9 @@ from tuning.pool import Costs, Line, Pool
 from tuning.promise import Promise
 from tuning.setting import Setting, threads
 
-# of what is inside a server that holds its promise, so many more have a seat: they come in bursts
-SEATS_MARGIN = 1.25
+# seats, by what is drained in the time that is promised: with a tenth less whoever has one is answered in time even
+# when all are taken; with a quarter more some come late then, but fewer are refused in a burst
+SEATS = (0.9, 1.25)
 _MOST_MULES = 32
 _BATCHES = (8, 32, 128)
 # of the memory, more is too near to the edge
@@ -64,14 +65,11 @@ class Evidence:
         room = int(_FULL * (memory_bytes() >> 20) / mb) - 1
         return max(1, min(room, _MOST_MULES))
 
-    def seated(self, setting: Setting) -> Pool:
-        """With as many seats as the longest wait that still keeps the promise has: what is drained in that time."""
-        pool = self.pool(setting)
-        inside = pool.limit * self.promise.limit_s * SEATS_MARGIN
-        least = 2 * setting.mules * max(1, pool.batch_rows * len(self.rows) // sum(self.rows))
-        # a batch cannot be larger than what is inside
-        seats = max(inside, min(least, 2 * inside), 2 * setting.mules)
-        return self.pool(replace(setting, threads=threads(seats, setting.workers)))
+    def seated(self, setting: Setting, share: float = SEATS[0]) -> Pool:
+        """With as many seats as the longest wait that still keeps the promise has, more or less a little."""
+        inside = share * self.promise.limit_s * self.pool(setting).limit
+        # each mule at work, and what it takes next
+        return self.pool(replace(setting, threads=threads(max(inside, 2 * setting.mules), setting.workers)))
 
     def fits(self, pool: Pool) -> bool:
         """Whether the server would start with it."""
@@ -99,8 +97,8 @@ class Evidence:
                 for batch_rows in self._batches(present):
                     for replica_threads in self._threads(present, mules):
                         setting = Setting(mules, workers, present.threads, batch_rows, replica_threads)
-                        if self.fits(pool := self.seated(setting)):
-                            yield pool
+                        pools = [self.seated(setting, share) for share in SEATS]
+                        yield from (pool for pool in dict.fromkeys(pools) if self.fits(pool))
 
     def _mules_worth_trying(self) -> int:
         if self.computes:
@@ -157,15 +155,17 @@ def rank_at(evidence: Evidence, rate: float) -> list[Prediction]:
     holding = 0
     for _, pools in sorted(by_mules.items()):
         pools = [pool for pool in pools if pool.limit > 0.9 * rate] or [max(pools, key=lambda pool: pool.limit)]
-        tried = []
+        tried, holds = [], None
         for pool in sorted(pools, key=lambda pool: price(pool, present))[: 2 * _OF_A_KIND]:
-            percentile_s = evidence.promise.of(pool.simulate(rate, _requests(evidence.promise)).latencies)
-            tried.append(Prediction(pool, rate, percentile_s))
-            if evidence.promise.holds(percentile_s):
+            outcome = pool.simulate(rate, _requests(evidence.promise))
+            percentile_s = evidence.promise.of(outcome.latencies)
+            tried.append(one := Prediction(pool, rate, percentile_s))
+            if evidence.promise.holds(percentile_s) and evidence.promise.allows(outcome.refused):
+                holds = one
                 break
-        holds = [one for one in tried if evidence.promise.holds(one.percentile_s)]
-        found.append(holds[0] if holds else min(tried, key=lambda one: one.percentile_s))
-        holding += bool(holds)
+        # one that is all but full, and holds by what it refuses, is hoped for by nobody
+        found.append(holds or min(tried, key=lambda one: (-one.pool.setting.seats, one.percentile_s)))
+        holding += holds is not None
         # with more mules than those it gets no cheaper; nor better, where the last few were not
         if holding == _ENOUGH or (len(found) > _ENOUGH and not _improves([one.percentile_s for one in found])):
             break

@@ -56,6 +56,10 @@ class Promise:
         ordered = np.sort(latencies)
         return float(ordered[min(len(ordered) - 1, math.ceil(len(ordered) * self.percent / 100) - 1)])
 
+    def allows(self, refused: float) -> bool:
+        """Whether a share of refusals leaves half of what may come too late to chance."""
+        return refused <= (1 - self.percent / 100) / 2
+
     def holds(self, found_s: float) -> bool:
         """Whether a percentile is within the limit."""
         return found_s <= self.limit_s

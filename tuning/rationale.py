@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tuning.candidates import SEATS_MARGIN
 from tuning.pool import Outcome, Pool
 from tuning.search import DISTURBED, Found, Point, Trial, others_of
 
@@ -101,12 +100,7 @@ def _why_mules(found: Found, chosen: Trial) -> str:
         fewer.sort(key=lambda trial: -trial.setting.mules)
         ranked = next((one for one in reversed(found.ranked) if one.pool.setting.mules < setting.mules), None)
         if fewer:
-            point = fewer[0].at(found.rate)
-            assert point is not None
-            told += f"; {_many(fewer[0].setting.mules, 'mule')} would be enough on average, but not when requests come"
-            told += f" in bursts: {_measured(found, point)}" if point.measured_s(found.promise) < math.inf else ""
-            if point.measured_s(found.promise) == math.inf:
-                told = told.replace("would be enough on average, but not when requests come in bursts", "refuse some")
+            told += f"; {_fewer(found, fewer[0])}"
         elif ranked is not None:
             told += f"; with {ranked.pool.setting.mules} the simulation comes to {_found_ms(ranked.percentile_s)}"
         return told + "."
@@ -127,6 +121,15 @@ def _why_mules(found: Found, chosen: Trial) -> str:
     return told
 
 
+def _fewer(found: Found, trial: Trial) -> str:
+    """Why those are too few."""
+    point, many = trial.at(found.rate), _many(trial.setting.mules, "mule")
+    assert point is not None
+    if trial.pool.limits()["mules"] < found.rate:
+        return f"{many} can do {trial.pool.limits()['mules']:.0f}, and refuse the rest"
+    return f"{many} would be enough on average, but not when requests come in bursts: {_measured(found, point)}"
+
+
 def _why_seats(found: Found, chosen: Trial) -> str:
     setting = chosen.setting
     drained = chosen.full.answered if chosen.full else chosen.pool.limit
@@ -137,10 +140,10 @@ def _why_seats(found: Found, chosen: Trial) -> str:
         f"{drained:.0f} requests a second are drained at the most, so {longest:.0f} in {_ms(limit_s)}: whoever has more"
         f" before him comes too late. There are {setting.workers} × {setting.threads} = {setting.seats} seats"
     )
-    if setting.seats <= longest * SEATS_MARGIN + 4 * setting.workers:
-        told += ", a quarter more for bursts"
+    if setting.seats <= longest:
+        told += ", so that whoever has one is answered in time even when all are taken"
     else:
-        told += f", in which {_ms(setting.seats / drained)} of work can wait: fewer would refuse what comes too late"
+        told += f", in which {_ms(setting.seats / drained)} of work can wait: in bursts some are late"
     told += "; the next request is refused at once, and may try elsewhere."
     if chosen is found.present:
         return f"{told} The queue has {found.evidence.settings.queue} slots."

@@ -10,9 +10,6 @@ from typing import Any
 
 from serving.settings import Settings
 
-# threads come in such steps: a count that looks more exact than what it was measured by deceives
-_STEP = 4
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -92,8 +89,8 @@ class Setting:
 
 
 def threads(seats: float, workers: int) -> int:
-    """Threads of each worker, for so many seats at the least."""
-    return max(_STEP, math.ceil(seats / workers / _STEP) * _STEP)
+    """Threads of each worker, for so many seats at the most."""
+    return max(1, int(seats / workers))
 
 
 def _many(count: int, noun: str) -> str:
