@@ -37,9 +37,18 @@ _PATIENCE_S, _STOP_S = 300.0, 15.0
 _WARM_UP_S = 0.5
 # connections beyond those that the server takes requests on: what comes on them it refuses
 _SPARE_CONNECTIONS = 64
-# what another server on this machine has in the environment, and what a trial must not do
+# what another server on this machine has in the environment
 _OWN = ("MODEL", "HOST", "PORT", "GRPC_PORT", "RUN_DIR", "LOG_DIR", "INI", "MULES", "WORKERS", "THREADS", "QUEUE")
-_QUIET = {"SERVING_GRPC_PORT": "0", "SERVING_VERSION_POLL_S": "0"}
+# nobody is to hear of trials, or to keep what they are asked
+QUIET = {
+    "SERVING_GRPC_PORT": "0",
+    "SERVING_VERSION_POLL_S": "0",
+    "SERVING_PREDICTION_LOG_SAMPLE": "0",
+    "SERVING_OTLP_ENDPOINT": "",
+    "SERVING_CARBON": "",
+    "SERVING_STATSD": "",
+    "SERVING_SENTRY_DSN": "",
+}
 _ROLES = {"nginx:": "nginx", "uWSGI worker": "worker", "uWSGI mule": "mule"}
 
 
@@ -115,7 +124,7 @@ class Stack:
         try:
             with (self._folder / "out").open("w") as out:
                 command = [str(ROOT / "entrypoint.sh"), "serve"]
-                own |= _QUIET | setting.environ(settings)
+                own |= QUIET | setting.environ(settings)
                 self._process = children.spawn(command, inherited | own, ROOT, out.fileno(), out.fileno(), ())
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
