@@ -111,7 +111,9 @@ def test_a_model_is_found_from_where_the_user_is():
 def test_a_ctrl_c_at_any_moment_of_the_start_stops_it(start, pause_s):
     server = start(MODEL=FANCY, MULES=2)
     time.sleep(pause_s)
-    assert server.stop(signal.SIGINT) == 0
+    status = server.stop(signal.SIGINT)
+    # it ends a shell that has not found Python yet, as it ends any program
+    assert status == 0 or (status == -signal.SIGINT and not server.output)
     assert "Traceback" not in server.output
     assert not descendants(server.process.pid)
 
