@@ -52,8 +52,6 @@ class Counts:
     cut: int
     failed: int
     stuck: int
-    # of an open loop: written too long after they fell due
-    late: int
     reopened: int
     p50_ms: float
     p90_ms: float
@@ -62,6 +60,8 @@ class Counts:
     # of the load generator
     cpu_s: float
     first_wrong: str
+    # of an open loop: written too long after they fell due
+    late: int = 0
 
     @property
     def rate(self) -> float:
