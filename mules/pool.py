@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 from mules.oom import OomKills
@@ -32,6 +31,8 @@ from serving.transport import Transport
 from serving.wire import encode_reply, peek_request_id
 
 LONGEST_PAUSE_S = 60.0
+# more than /proc/PID/stat has
+_STAT_BYTES = 4096
 _OWN_SIGNALS = {
     signal.SIGABRT,
     signal.SIGBUS,
@@ -408,13 +409,19 @@ class Post(NamedTuple):
 def look(pid: int) -> Process:
     """What the kernel says of a process."""
     try:
-        # the name, in brackets, may hold anything
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # each looks at all the others twice a second, and a file object takes four times as long
+        file = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            told = os.read(file, _STAT_BYTES)
+        finally:
+            os.close(file)
     except (FileNotFoundError, ProcessLookupError):
         return GONE
     except OSError:
         # no file can be opened: that tells of this process, not of that one
         return UNKNOWN
+    # the name, in brackets, may hold anything
+    fields = told.decode(errors="replace").rpartition(")")[2].split()
     state = fields[0]
     status = int(fields[49]) if state in "ZX" else None
     return Process(state, int(fields[1]), status, int(fields[21]) * os.sysconf("SC_PAGE_SIZE"))
