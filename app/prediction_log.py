@@ -34,6 +34,8 @@ from serving.task import Reply, Task, Tensor
 _PAUSE_S = 1.0
 # of tensors that wait to be written; from half of it on they wait for no others
 _MOST_BYTES = 64 << 20
+# what an entry, a tensor and a string take beside their bytes, about
+_ENTRY_BYTES, _TENSOR_BYTES, _STRING_BYTES = 1024, 256, 64
 # files that are open at once: versions and signatures may differ in their columns
 _MOST_OPEN = 4
 # all that are open in all workers may take this part of the whole
@@ -76,13 +78,15 @@ class PredictionLog:
         # of the list and of the counts
         self._lock = threading.Lock()
         # no lock: a worker may end wherever its threads are
-        self._hurry = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._hurry = -1
         self._ends = False
         self._thread = threading.Thread(target=self._run, name="prediction log", daemon=True)
 
     def start_worker(self, number: int) -> None:
         """In a fresh worker, counted from 1."""
         self._counts.start_worker(number)
+        # made before the fork, it would be that of all workers
+        self._hurry = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread.start()
 
     def wants(self, request_id: str) -> bool:
@@ -91,7 +95,7 @@ class PredictionLog:
 
     def offer(self, entry: Entry) -> None:
         """Keep a request, unless too much waits to be written."""
-        size = sum(map(_size, (*entry.task.inputs.values(), *entry.reply.outputs.values())))
+        size = _ENTRY_BYTES + sum(map(_size, (*entry.task.inputs.values(), *entry.reply.outputs.values())))
         with self._lock:
             self._counts.count(Kept.MEANT, entry.task.rows)
             if self._ends or self._bytes + size > _MOST_BYTES:
@@ -363,4 +367,6 @@ def _is_text(text: bytes) -> bool:
 
 
 def _size(tensor: Tensor) -> int:
-    return sum(map(len, tensor.ravel().tolist())) if tensor.dtype.kind == "O" else tensor.nbytes
+    """In memory, about."""
+    texts = tensor.ravel().tolist() if tensor.dtype.kind == "O" else ()
+    return _TENSOR_BYTES + tensor.nbytes + sum(map(len, texts)) + len(texts) * _STRING_BYTES

@@ -1,9 +1,12 @@
 """What is kept of predictions: every dtype and shape, within its limits, whatever the disk says."""
 
 import fcntl
+import multiprocessing
 import os
 import resource
 import signal
+import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,11 +149,53 @@ def test_what_does_not_fit_onto_the_disk_is_dropped_and_counted_and_told_once(se
 def test_what_is_too_much_to_wait_is_dropped_at_once(settings):
     counts = Kept(2)
     kept = PredictionLog(settings, counts)
+    # nobody reads it: what is offered waits
+    kept._hurry = os.eventfd(0, os.EFD_CLOEXEC)
     large = entry({"x": np.zeros((1, 1 << 20))}, {"y": np.zeros(1)})
     for _ in range(10):
         kept.offer(large)
-    # 64 MiB hold seven of 8 MiB and eight bytes
+    # 64 MiB hold seven of 8 MiB and some bytes
     assert [counts.total(what) for what in range(3)] == [10, 0, 3]
+
+
+def test_what_waits_is_limited_in_memory_however_small_its_tensors_are(settings):
+    counts = Kept(2)
+    kept = PredictionLog(settings, counts)
+    kept._hurry = os.eventfd(0, os.EFD_CLOEXEC)
+    tracemalloc.start()
+    try:
+        for number in range(20_000):
+            kept.offer(
+                entry({"x": np.full((1, 1), number)}, {"y": np.array([b"%d" % number], object)}, id=f"id-{number}")
+            )
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert counts.total(Kept.DROPPED) == 0 and taken / 1.5 < kept._bytes < 3 * taken
+
+
+def test_workers_that_hurry_leave_each_other_alone(settings):
+    counts = Kept(3)
+    kept = PredictionLog(settings, counts)
+    # more than half of what may wait, so that it is written now
+    large = entry({"x": np.zeros((1, 33 << 17))}, {"y": np.zeros(1)})
+
+    def work(number):
+        kept.start_worker(number)
+        for _ in range(5):
+            kept.offer(large)
+            until = time.monotonic() + 20
+            while kept._bytes and kept._thread.is_alive() and time.monotonic() < until:
+                time.sleep(0.001)
+        kept.end()
+
+    workers = [multiprocessing.get_context("fork").Process(target=work, args=(number,)) for number in (1, 2, 3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert [counts.total(what) for what in range(3)] == [15, 15, 0]
 
 
 def test_a_worker_that_was_killed_has_lost_what_it_had_not_written():
