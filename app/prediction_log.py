@@ -77,16 +77,17 @@ class PredictionLog:
         self._bytes = 0
         # of the list and of the counts
         self._lock = threading.Lock()
+        self._ends = False
+        # made after the fork, as the first would be one for all workers, and the second is known in none.
         # no lock: a worker may end wherever its threads are
         self._hurry = -1
-        self._ends = False
-        self._thread = threading.Thread(target=self._run, name="prediction log", daemon=True)
+        self._thread: threading.Thread
 
     def start_worker(self, number: int) -> None:
         """In a fresh worker, counted from 1."""
         self._counts.start_worker(number)
-        # made before the fork, it would be that of all workers
         self._hurry = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name="prediction log", daemon=True)
         self._thread.start()
 
     def wants(self, request_id: str) -> bool:
