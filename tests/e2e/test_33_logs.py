@@ -19,6 +19,9 @@ import pyarrow.parquet
 import pytest
 from tritonclient import grpc as triton
 
+import nginx
+from serving.settings import Settings
+
 from .conftest import DIGITS, FANCY, ROOT, free_port, wait_until, write_model
 from .test_28_metrics import scrape, total
 
@@ -162,6 +165,29 @@ def test_what_went_well_is_sampled_and_what_did_not_is_always_there(start):
     assert (found[400], found[404]) == (21, 20)
     # a quarter of 400, by the ids: it is the same in each run
     assert 60 < found[200] < 140
+
+
+@pytest.mark.parametrize("part", ["0", "0.00001", "0.0001", "0.29", "0.99999", "1"])
+def test_nginx_knows_each_part_that_may_be_set(tmp_path, part):
+    settings = Settings.read(ROOT / "uwsgi.ini", {"SERVING_ACCESS_LOG_SAMPLE": part})
+    conf = nginx.configuration(settings, "127.0.0.1:8080", tmp_path, tmp_path)
+    nginx.check_configuration(conf, tmp_path)
+    wanted = {"0": "* 0;", "0.00001": "0.01% 1; * 0;", "0.99999": "* 1;", "1": "* 1;"}
+    assert wanted.get(part, f"{100 * float(part):.2f}% 1; * 0;") in conf
+
+
+def test_what_a_console_asks_for_each_second_is_there_only_where_it_is_refused(start):
+    asked = ("/console/state.json", "/console/history.json")
+    server = start(MODEL=FANCY, MULES=1, SERVING_MONITOR_FROM="192.0.2.1").wait_ready()
+    for path in asked:
+        assert server.request("GET", path, headers={"X-Request-ID": path.replace("/", "-")}).status == 403
+    assert server.access("-console-history.json")["code"] == "forbidden"
+    assert server.access("-console-state.json")["status"] == 403
+    server = start(MODEL=FANCY, MULES=1).wait_ready()
+    for path in (*asked, "/metrics"):
+        assert server.request("GET", path, headers={"X-Request-ID": path.replace("/", "-")}).status == 200
+    server.access("-metrics")
+    assert [line["path"] for line in lines(server.run_dir / "access.log") if "console" in line["path"]] == []
 
 
 # ---- what processes say

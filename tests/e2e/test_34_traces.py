@@ -22,8 +22,11 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from serving.settings import Settings
+
 from .conftest import DIGITS, FANCY, ROOT, Server, free_port, wait_until, write_model
 from .test_08_crash import busy
+from .test_28_metrics import scrape, total
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 INTERNAL, SERVER = 1, 2
@@ -365,6 +368,17 @@ def test_what_nginx_refuses_is_in_the_trace_of_its_client(traced, collector, new
     assert span.about["muleteer.request_id"] == answer.headers["x-request-id"]
     assert span.process == "worker 2" and span.end - span.start < 1e9
     assert abs(span.end - time.time_ns()) < 60e9
+
+
+def test_a_broken_traceparent_does_not_hide_what_nginx_refuses(traced):
+    def refused():
+        return total(scrape(traced), "requests_total", route="/predict", status="413")
+
+    before = refused()
+    large = b"x" * (Settings.read(ROOT / "uwsgi.ini", {}).max_body_bytes + 1)
+    broken = {"traceparent": f"00-{TRACE}-{PARENT}-01 /nowhere"}
+    assert traced.request("POST", "/predict", large, broken).status == 413
+    wait_until(lambda: refused() == before + 1, "it is counted")
 
 
 def test_a_path_that_predicts_nothing_is_not_traced(traced, collector, new):
