@@ -62,7 +62,6 @@ if settings.otlp_endpoint:
 
     spans = Spans(settings.otlp_endpoint, settings.trace_sample)
     traces = Traces(spans)
-    uwsgi_transport.at_exit(spans.stop)
 metrics = Metrics(
     transport,
     board,

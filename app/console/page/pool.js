@@ -195,7 +195,7 @@ export class Pool {
 
   /** Into the list: what is otherwise than a second ago. */
   tellChanges(last, now) {
-    if (now.since !== last.since) return this.note(now.at, "wait", "another uWSGI serves now; its counts begin anew");
+    if (now.since !== last.since) return this.note(now.at, "wait", "another uWSGI serves now");
     for (const mule of now.mules) {
       const before = last.mules.find((other) => other.id === mule.id);
       if (!before) continue;
