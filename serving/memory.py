@@ -15,10 +15,14 @@ import struct
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 
 SIDES = 2
 # of uWSGI's environment: the number of the open file, and the side
 VARIABLE = "MULETEER_COUNTS"
+# of the file, and what /proc says that it is
+_NAME = "counts"
+_LINK = f"/memfd:{_NAME} (deleted)"
 _PARTS = 15
 # of the file, which has memory only where something was written; the first one tells of the others
 _PART_BYTES = 1 << 36
@@ -29,7 +33,7 @@ _ENTRY = struct.Struct("qq")
 def make() -> int | None:
     """The file; None where the limits of this machine forbid one, and counts begin anew with each uWSGI."""
     with suppress(OSError):
-        file = os.memfd_create("counts")
+        file = os.memfd_create(_NAME)
         try:
             os.truncate(file, (1 + _PARTS) * _PART_BYTES)
         except OSError:
@@ -52,9 +56,17 @@ class Memory:
         if VARIABLE not in environ:
             return cls()
         file, side = map(int, environ[VARIABLE].split(","))
-        # not for what a model starts
-        os.set_inheritable(file, False)
-        return cls(file, side)
+        with suppress(OSError):
+            if str(Path(f"/proc/self/fd/{file}").readlink()) == _LINK:
+                # not for what a model starts
+                os.set_inheritable(file, False)
+                return cls(file, side)
+        with suppress(OSError):
+            # uWSGI was told to start itself anew, and has closed it; its parent has not
+            kept = Path(f"/proc/{os.getppid()}/fd/{file}")
+            if str(kept.readlink()) == _LINK:
+                return cls(os.open(kept, os.O_RDWR | os.O_CLOEXEC), side)
+        return cls()
 
     def place(self, number: int) -> int:
         """Where this uWSGI's own unit of that number is, among those of both sides."""

@@ -230,6 +230,18 @@ def test_a_reload_that_fails_takes_no_count_away_and_another_model_has_its_own(s
     assert total(samples, "requests_total", model="other", route="/predict") == 1
 
 
+def test_a_uwsgi_that_is_told_to_start_itself_anew_counts_on(start):
+    server = start(MODEL=FANCY, MULES=1).wait_ready()
+    before = server.processes()
+    assert [server.predict({"text": "a"}).status for _ in range(3)] == [200] * 3
+    os.kill(before["master"][0], signal.SIGHUP)
+    gone = {*before["worker"], *before["mule"]}
+    wait_until(lambda: not gone & {pid for some in server.processes().values() for pid in some}, "they have gone")
+    wait_until(lambda: server.request("GET", "/readyz").status == 200, "it serves again")
+    assert server.predict({"text": "a"}).status == 200
+    assert requests(scrape(server))[200] == 4
+
+
 def test_versions_are_told_apart(start, tmp_path):
     server = start(MODEL=DIGITS, MULES=1).wait_ready()
     assert server.request("POST", "/v2/models/digits/versions/7/infer", b"{}").status == 404

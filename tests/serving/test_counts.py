@@ -2,7 +2,10 @@
 
 import math
 import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,6 +219,18 @@ def test_when_there_is_no_part_left_memory_is_not_kept(file):
 def test_without_a_file_memory_is_not_kept():
     Memory().map("a", "", 8, 1)[:8] = b"12345678"
     assert Memory.of({}).map("a", "", 8, 1)[:8] == bytes(8)
+
+
+def test_memory_is_found_again_by_who_has_lost_the_file_and_nothing_else_is_taken_for_it(file):
+    told = {memory.VARIABLE: f"{file},1"}
+    at_its_end = "Memory.of(os.environ).map('a', '', 8, 1)[8:16] = b'12345678'"
+    for between in ("pass", f"os.dup2(os.open('/dev/null', os.O_RDWR), {file})"):
+        Memory(file, 1).map("a", "", 8, 1)[8:16] = bytes(8)
+        program = f"import os; from serving.memory import Memory; {between}; {at_its_end}"
+        subprocess.run([sys.executable, "-c", program], env=os.environ | told, check=True)
+        assert Memory(file, 1).map("a", "", 8, 1)[8:16] == b"12345678"
+    with Path(os.devnull).open("rb") as other:
+        assert Memory.of({memory.VARIABLE: f"{other.fileno()},1"}).sides == 1
 
 
 def test_a_text_keeps_its_number_in_code_that_has_others(file):
