@@ -76,6 +76,8 @@ feeds = Feeds(
     f"{socket.gethostname()}:{os.environ['PORT']}",
     settings.address("carbon"),
     settings.address("statsd"),
+    known,
+    Path(os.environ["RUN_DIR"]).parent / "statsd.turn",
 )
 prediction_log = PredictionLog(settings, counts.kept) if settings.prediction_log_sample else None
 application = create_app(

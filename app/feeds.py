@@ -10,8 +10,9 @@ Units:    seconds; for StatsD milliseconds where /metrics has seconds.
 Source:   https://graphite.readthedocs.io/en/latest/tags.html, statsd/statsd docs/metric_types.md.
 """
 
+import fcntl
 import logging
-import mmap
+import os
 import re
 import socket
 import threading
@@ -19,11 +20,14 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 from prometheus_client import Metric
 from prometheus_client.bridge.graphite import GraphiteBridge
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
+
+from serving.memory import Memory
 
 PERIOD_S = 10.0
 # of a receiver that does not take what it is sent
@@ -49,34 +53,50 @@ log = logging.getLogger("muleteer.feeds")
 class Feeds:
     """The receivers that there are, and what is sent to them."""
 
-    def __init__(self, metrics: Collector, server: str, carbon: Address | None, statsd: Address | None) -> None:
-        """server: which of several it is, as the receivers have it."""
+    def __init__(
+        self,
+        metrics: Collector,
+        server: str,
+        carbon: Address | None,
+        statsd: Address | None,
+        known: Memory,
+        turn: Path,
+    ) -> None:
+        """server: which of several it is, as the receivers have it; turn: held by who tells StatsD, one at a time."""
         self._sends: dict[str, Send] = {}
         if carbon is not None:
             told = _Tagged(metrics, server)
             self._sends["carbon"] = GraphiteBridge(carbon, told, _PATIENCE_S, tags=True).push
         self._statsd = None if statsd is None else StatsD(metrics, server, statsd)
-        if self._statsd is not None:
-            self._sends["statsd"] = self._statsd.send
-        # whether any process has sent
-        self._begun = mmap.mmap(-1, 1)
+        # whether StatsD has been told of what is counted there
+        self._begun = known.map("statsd", "", 1, 1)
+        self._turn = turn
         self._started = False
 
     def start(self) -> None:
         """In a fresh worker, from now on."""
-        if self._begun[0] and self._statsd is not None:
-            # its predecessor has told nearly all of it
-            self._statsd.skip()
-        self._begun[0] = 1
         self._started = True
         for name, send in self._sends.items():
             threading.Thread(target=_keep_sending, args=(name, send), name=name, daemon=True).start()
+        if self._statsd is not None:
+            threading.Thread(target=self._tell_statsd, args=(self._statsd,), name="statsd", daemon=True).start()
+
+    def _tell_statsd(self, statsd: "StatsD") -> None:
+        """All of a thread's life: who told it before, and another uWSGI that still finishes, has to end first."""
+        turn = os.open(self._turn, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if self._begun[0]:
+            # that one has told nearly all of it
+            statsd.skip()
+        self._begun[0] = 1
+        self._sends["statsd"] = statsd.send
+        _keep_sending("statsd", statsd.send)
 
     def stop(self) -> None:
         """What has come since the last time, but not for long."""
         if not self._started:
             return
-        lasts = [threading.Thread(target=_try, args=(send,), daemon=True) for send in self._sends.values()]
+        lasts = [threading.Thread(target=_try, args=(send,), daemon=True) for send in [*self._sends.values()]]
         for last in lasts:
             last.start()
         until = time.monotonic() + _LAST_S

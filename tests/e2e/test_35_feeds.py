@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import pytest
 
-from .conftest import FANCY, Server, free_port, wait_until
+from .conftest import FANCY, Server, free_port, reload, wait_until
 
 CARBON = """
 [cache]
@@ -189,6 +189,16 @@ def test_what_was_told_is_not_told_again_by_the_worker_that_follows(server, carb
     assert server.request("GET", "/healthz").status == 200
     ask(server, 3)
     wait_until(lambda: (answered(carbon, server), counted(statsd, server)) == (7, 7), "both have counted 7", PATIENCE_S)
+
+
+def test_what_was_told_is_not_told_again_by_the_uwsgi_that_follows(server, carbon, statsd):
+    ask(server, 4)
+    wait_until(lambda: (answered(carbon, server), counted(statsd, server)) == (4, 4), "both have counted 4", PATIENCE_S)
+    assert reload(server, "--all")[0] == 0
+    ask(server, 3)
+    assert server.stop() == 0
+    wait_until(lambda: answered(carbon, server) == 7 and counted(statsd, server) >= 7, "both have the rest", PATIENCE_S)
+    assert counted(statsd, server) == 7
 
 
 def test_who_takes_nothing_is_told_of_once_and_keeps_nobody_waiting(start):
