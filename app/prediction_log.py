@@ -155,6 +155,9 @@ class Folder:
         self._path = Path(settings.prediction_log_dir)
         self._most_bytes = settings.prediction_log_max_mb << 20
         self._file_bytes = self._most_bytes // (_OPEN_PART * _MOST_OPEN * settings.prediction_workers)
+        # what each worker may add before it looks at the folder again, where there may be many files
+        self._room_bytes = self._most_bytes - self._file_bytes * settings.prediction_workers
+        self._added: float = math.inf
         self._file_s = settings.prediction_log_file_s
         self._open: dict[Any, _File] = {}
         self._number = 0
@@ -177,18 +180,20 @@ class Folder:
             try:
                 table = _table(alike)
                 file = self._open.get(table.schema) or self._add(table.schema, now)
+                before = file.bytes
                 file.write(table)
+                self._added += file.bytes - before
                 self._fails = False
             except (OSError, pyarrow.ArrowException) as error:
                 self.dropped += sum(entry.task.rows for entry in alike)
                 self._complain(error)
-        if entries:
+        if entries and self._added >= self._file_bytes:
             self._make_room()
 
     def finish(self, now: float, everything: bool = False) -> None:
         """Give those files their names that are large or old enough; everything: all of them."""
         for schema, file in list(self._open.items()):
-            if everything or file.failed or file.bytes() >= self._file_bytes or now - file.since >= self._file_s:
+            if everything or file.failed or file.bytes >= self._file_bytes or now - file.since >= self._file_s:
                 del self._open[schema]
                 self._close(file)
 
@@ -215,8 +220,10 @@ class Folder:
             os.close(folder)
 
     def _close(self, file: "_File") -> None:
+        before = file.bytes
         try:
             file.close()
+            self._added += file.bytes - before
             self.written += file.rows
         except OSError as error:
             self.dropped += file.rows
@@ -236,7 +243,8 @@ class Folder:
         for file in sorted(self._path.glob("*")):
             with suppress(OSError):
                 sizes[file] = file.stat().st_size
-        over = sum(sizes.values()) - self._most_bytes
+        over = sum(sizes.values()) - self._room_bytes
+        self._added = 0
         for file, size in sizes.items():
             if over > 0 and file.suffix == _WHOLE:
                 # another worker may have been faster
@@ -261,17 +269,15 @@ class _File:
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self._writer = pyarrow.parquet.ParquetWriter(self._file, schema, compression="zstd")
         self.since = now
-        self.rows = 0
+        self.rows = self.bytes = 0
         self.failed = False
-
-    def bytes(self) -> int:
-        return self._file.tell()
 
     def write(self, table: Any) -> None:
         """Add a table; where that fails, the file is to be closed."""
         try:
             self._writer.write_table(table)
             self.rows += table.num_rows
+            self.bytes = self._file.tell()
         except BaseException:
             self.failed = True
             raise
@@ -281,6 +287,7 @@ class _File:
         try:
             self._writer.close()
             self._file.flush()
+            self.bytes = self._file.tell()
             if self.failed:
                 raise OSError("a part of it is missing")
             self._part.rename(self._whole)

@@ -112,6 +112,22 @@ def test_all_files_together_are_limited_and_the_oldest_go(settings):
     assert {"39", "38"} <= ids and "0" not in ids
 
 
+def test_the_folder_is_looked_at_when_much_was_added_and_not_for_each_row(settings, monkeypatch):
+    looks = []
+    make_room = Folder._make_room
+    monkeypatch.setattr(Folder, "_make_room", lambda folder: (looks.append(folder), make_room(folder)))
+    settings = replace(settings, prediction_log_max_mb=16)
+    folder = Folder(settings)
+    for now in range(20):
+        folder.write([numbers()], now)
+        folder.finish(now, everything=True)
+    assert len(whole(settings)) == 20 and len(looks) == 1
+    rng = np.random.default_rng(0)
+    folder.write([entry({"x": rng.random((10, 1 << 17))}, {"y": np.zeros(10)})], 30)
+    assert len(looks) == 2
+    folder.finish(30, everything=True)
+
+
 def test_half_files_of_the_dead_are_removed_and_those_of_the_living_are_not(settings):
     folder = Folder(settings)
     folder.write([numbers()], 0)
