@@ -28,6 +28,7 @@
 #include <errno.h>
 #include <math.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -462,6 +463,8 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: loadgen HOST PORT CONNECTIONS SECONDS WARM_UP_SECONDS WORK [RATE SEED [SAMPLES]]\n");
         return 2;
     }
+    /* nobody would read what it finds */
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
     int connections = atoi(argv[3]);
     double seconds = atof(argv[4]), warm_up = atof(argv[5]);
     load(argv[6]);
@@ -536,9 +539,11 @@ int main(int argc, char **argv) {
     }
     if (rate) {
         for (int k = 0; k < connections; k++)
-            if (all[k].asked) sample(all[k].began, PATIENCE_S, 0, 0, 0);
-        for (; first_waiting < behind_waiting; first_waiting++)
-            sample(waiting[first_waiting % room_for_waiting].due, PATIENCE_S, 0, 0, 0);
+            if (all[k].asked && all[k].counted) sample(all[k].began, PATIENCE_S, 0, 0, 0);
+        for (; first_waiting < behind_waiting; first_waiting++) {
+            double due = waiting[first_waiting % room_for_waiting].due;
+            if (due >= begin && due < end) sample(due, PATIENCE_S, 0, 0, 0);
+        }
     }
     if (samples) fclose(samples);
     qsort(latencies, measured, sizeof *latencies, ascending);

@@ -1,6 +1,11 @@
 """The load generator counts what happened, and what is right it judges by the body."""
 
 import json
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +17,7 @@ from .tiny_server import TinyServer, chunked, sized
 
 CLIENTS = 4
 PLACES = 5
+PATIENCE_S = 20
 
 
 @pytest.fixture
@@ -243,6 +249,32 @@ def test_what_falls_due_and_is_not_answered_is_in_the_samples(flow):
     counts, _, samples = flow(lambda body, number: (pieces, "stuck"))
     assert counts.stuck >= len(samples) > 50 and not samples["status"].any()
     assert (samples["took_us"] >= 5_900_000).all()
+
+
+def test_what_fell_due_before_the_measurement_is_in_no_sample(flow):
+    pieces = [b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", 3600.0]
+    counts, _, samples = flow(lambda body, number: (pieces, "stuck"), seconds=0.2, warm_up=0.4)
+    assert 0 < len(samples) < counts.stuck
+    assert (samples["due_us"] < 200_000).all()
+
+
+def test_it_ends_with_whoever_started_it(tmp_path):
+    server = TinyServer(lambda body, number: ([sized(echo(body))], "right"))
+    loadgen.write_work(tmp_path / "work", items())
+    code = "from load import loadgen; from pathlib import Path; look = lambda: print('begun', flush=True);"
+    code += f"loadgen.run({server.port}, 1, 600, 0, Path({str(tmp_path / 'work')!r}), look, 20.0)"
+    try:
+        with subprocess.Popen([sys.executable, "-c", code], cwd=loadgen.ROOT, stdout=subprocess.PIPE) as starter:
+            assert starter.stdout is not None
+            while starter.stdout.readline() != b"begun\n":
+                assert starter.poll() is None
+            below = Path(f"/proc/{starter.pid}/task/{starter.pid}/children").read_text().split()
+            ends = os.pidfd_open(int(below[0]))
+            starter.kill()
+        assert select.select([ends], [], [], PATIENCE_S)[0]
+        os.close(ends)
+    finally:
+        server.close()
 
 
 def test_the_servers_own_times_are_read(flow):
