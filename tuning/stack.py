@@ -39,10 +39,11 @@ _WARM_UP_S = 0.5
 _SPARE_CONNECTIONS = 64
 # what another server on this machine has in the environment
 _OWN = ("MODEL", "HOST", "PORT", "GRPC_PORT", "RUN_DIR", "LOG_DIR", "INI", "MULES", "WORKERS", "THREADS", "QUEUE")
-# nobody is to hear of trials, or to keep what they are asked
+# nobody is to hear of trials but us, or to keep what they are asked
 QUIET = {
     "SERVING_GRPC_PORT": "0",
     "SERVING_VERSION_POLL_S": "0",
+    "SERVING_MONITOR_FROM": "127.0.0.1",
     "SERVING_PREDICTION_LOG_SAMPLE": "0",
     "SERVING_OTLP_ENDPOINT": "",
     "SERVING_CARBON": "",
@@ -158,9 +159,12 @@ class Stack:
         loadgen.write_work(work, [Item(loadgen.request(body), *loadgen.contains("")) for body in bodies])
         if rate:
             clients = min(self.setting.seats + _SPARE_CONNECTIONS, self._settings.max_connections // 2)
-        before = self._tasks_and_batches()
-        ran = loadgen.run(self._port, clients, seconds, _WARM_UP_S, work, cost.read, rate, seed, samples)
-        after = self._tasks_and_batches()
+        try:
+            before = self._tasks_and_batches()
+            ran = loadgen.run(self._port, clients, seconds, _WARM_UP_S, work, cost.read, rate, seed, samples)
+            after = self._tasks_and_batches()
+        except (OSError, http.client.HTTPException) as error:
+            raise StackFailed(f"a server with {self.setting.told()} has ended under load: {error}") from error
         counts, found = ran.counts, loadgen.read_samples(samples)
         if counts.wrong or not counts.right:
             raise StackFailed(f"a server with {self.setting.told()} answers wrongly: {counts.first_wrong or 'nothing'}")

@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 
 from bench.server import descendants
 from serving.settings import Settings
+from tuning.setting import Setting
+from tuning.stack import Stack, StackFailed
 from tuning.tune import read_inputs
 
 from .conftest import _GETPID, FANCY, PATIENCE_S, ROOT, semaphores, wait_until
@@ -47,10 +50,10 @@ def run(folder, *arguments, **environ):
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
-    """A search for 300 a second, of which two mules of 5 ms do not quite get 400."""
+    """A search for 150 a second, which a mule of 5 ms nearly has its fill of."""
     folder = tmp_path_factory.mktemp("tuned")
     asked = ("tune", "--slo", SLO, "--rate", "150", "--json", "--write", *BRIEF, str(FANCY))
-    # one mule is too few for it, whatever the file says
+    # far more than it needs
     (folder / "uwsgi.ini").write_text(SHIPPED.read_text().replace("\nmules = 2\n", "\nmules = 9\n"))
     status, out, told = run(folder, *asked)
     assert status == 0, out + told
@@ -145,6 +148,38 @@ def test_whatever_ends_it_ends_what_it_started_and_no_other_server(tmp_path, fan
         assert process.returncode == 130 and "interrupted" in told and not out
         assert (tmp_path / "uwsgi.ini").read_text() == SHIPPED.read_text()
     assert fancy.processes() == before and fancy.predict({"text": "there"}).status == 200
+
+
+def test_what_a_trial_does_is_told_to_nobody_but_to_whoever_tries(tmp_path):
+    kept = tmp_path / "predictions"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as statsd:
+        statsd.bind(("127.0.0.1", 0))
+        statsd.setblocking(False)
+        environ = {key: value for key, value in os.environ.items() if not key.startswith("SERVING_")}
+        environ |= {"SERVING_STATSD": f"127.0.0.1:{statsd.getsockname()[1]}", "SERVING_MONITOR_FROM": "192.0.2.1"}
+        environ |= {"SERVING_PREDICTION_LOG_SAMPLE": "1", "SERVING_PREDICTION_LOG_DIR": str(kept)}
+        settings = Settings.read(SHIPPED, environ)
+        with Stack(Setting.of(settings), settings, SHIPPED, str(FANCY), environ) as stack:
+            stack.wait_ready()
+            run = stack.measure([b'{"text": "tried"}'], 0.5, 40.0)
+            assert run.right > 0
+            # what /metrics has of it
+            assert stack._tasks_and_batches()[0] >= run.right
+        with pytest.raises(BlockingIOError):
+            statsd.recv(1)
+    assert not kept.exists()
+
+
+def test_a_server_that_ends_under_load_is_told_in_a_sentence(tmp_path):
+    settings = Settings.read(SHIPPED, {})
+    with Stack(Setting.of(settings), settings, SHIPPED, str(FANCY), dict(os.environ)) as stack:
+        stack.wait_ready()
+        pid = stack._process.pid
+        below = descendants(pid)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not any(alive(pid) for pid in below), "all of it has ended")
+        with pytest.raises(StackFailed, match="2 mules.* has ended under load"):
+            stack.measure([b'{"text": "tried"}'], 0.5, 40.0)
 
 
 def alive(pid):
