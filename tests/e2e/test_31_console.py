@@ -5,12 +5,11 @@ import json
 import os
 import re
 import signal
-import time
 
 import pytest
 from PIL import Image
 
-from .conftest import FANCY, wait_until
+from .conftest import FANCY, reload, wait_until
 from .pen import DIGITS as PENNED
 from .pen import draw
 from .test_22_docs import browser
@@ -182,7 +181,7 @@ def test_what_nginx_refuses_is_seen_too_and_a_full_queue(start, opened):
 def test_the_state_tells_what_the_metrics_tell(start):
     server = start(MODEL=FANCY, MULES=2).wait_ready()
     load = Load(server)
-    time.sleep(2)
+    wait_until(lambda: load.statuses[200] > 200, "it is asked")
     sent = load.stop()
     for body in (b"", b"{}", b"[]"):
         assert server.request("POST", "/predict", body).status == 400
@@ -353,12 +352,25 @@ def test_the_page_says_when_the_server_is_gone(start, opened):
     opened.faults[:] = [fault for fault in opened.faults if "ERR_" not in fault]
 
 
+def test_another_uwsgi_is_told_of_and_its_counts_go_on(start, opened):
+    server = start(MODEL=FANCY, MULES=1).wait_ready()
+    assert server.predict({"text": "before"}).status == 200
+    page = opened(server)
+    assert reload(server, "--all")[0] == 0
+    shows(page, "#events", "another uWSGI serves now")
+    assert "anew" not in page.locator("#events").inner_text()
+    shows(page, "#now", "1 in all")
+    assert state(server)["answered"] == 1
+
+
 def test_who_may_see_it_is_a_setting(start):
     server = start(MODEL=FANCY, MULES=1, SERVING_MONITOR_FROM="192.0.2.0/24, ::1").wait_ready()
     for path in ("/console", "/console/console.js", "/console/state.json", "/console/history.json"):
         answer = server.request("GET", path)
         assert answer.status == 403 and answer.json["code"] == "forbidden"
         assert "monitor_from in uwsgi.ini" in answer.json["detail"]
+        # who tries it all the same is in the log
+        assert server.access(answer.headers["x-request-id"])["path"] == path
 
 
 def test_the_page_alone_may_run_scripts_and_only_its_own(digits):
