@@ -47,7 +47,7 @@ class Pool:
         self._quarantine = quarantine
         self._metrics = metrics
         self._version = importlib.metadata.version("muleteer")
-        # by which the page knows another uWSGI, though what is counted goes on
+        # of this uWSGI: the page says when another serves
         self._since = time.time()
         self.history = History(self._look)
 
