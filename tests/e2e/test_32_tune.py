@@ -178,7 +178,7 @@ def test_a_server_that_ends_under_load_is_told_in_a_sentence(tmp_path):
         below = descendants(pid)
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not any(alive(pid) for pid in below), "all of it has ended")
-        with pytest.raises(StackFailed, match="2 mules.* has ended under load"):
+        with pytest.raises(StackFailed, match=r"2 mules.* has ended under load"):
             stack.measure([b'{"text": "tried"}'], 0.5, 40.0)
 
 
