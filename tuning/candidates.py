@@ -201,5 +201,9 @@ def _requests(promise: Promise) -> int:
 def capacities(evidence: Evidence, counts: Sequence[int]) -> list[Prediction]:
     """What other counts of mules could do, all else as it is."""
     present = Setting.of(evidence.settings)
-    pools = [evidence.pool(replace(present, mules=mules)) for mules in counts]
+    pools = []
+    for mules in counts:
+        # with 0 the cores are shared out among so many
+        replica_threads = replace(evidence.settings, mules=mules).threads_per_replica
+        pools.append(evidence.pool(replace(present, mules=mules, replica_threads=replica_threads)))
     return [Prediction(pool, pool.highest_rate(evidence.promise), evidence.promise.limit_s) for pool in pools]

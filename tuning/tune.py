@@ -177,7 +177,10 @@ def capacity(asked: Asked, mules: Sequence[int], file: Path | None, as_json: boo
         )
     present = Setting.of(asked.settings)
     counts = sorted({present.mules, *(mules or _OTHER_MULES)})
-    found = candidates.capacities(evidence, [count for count in counts if count <= evidence.most_mules or mules])
+    if not mules:
+        # what there is, and what there could be
+        counts = [count for count in counts if count == present.mules or count <= evidence.most_mules]
+    found = candidates.capacities(evidence, counts)
     own = next(one for one in found if one.pool.setting == present)
     if as_json:
         told = {

@@ -118,6 +118,12 @@ def test_capacity_measures_a_model_that_nobody_has_tuned(tmp_path):
     assert status == 1 and "no rate at all" in out
 
 
+def test_capacity_answers_for_more_mules_than_it_would_recommend(tmp_path):
+    status, out, told = run(tmp_path, "capacity", "--slo", SLO, "--json", str(FANCY), MULES="40")
+    assert status == 0, told
+    assert list(json.loads(out)["mules"]) == ["1", "2", "3", "4", "6", "8", "12", "16", "40"]
+
+
 def started(process):
     """The servers below a command, once there are some."""
     found = wait_until(
