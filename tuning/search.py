@@ -250,7 +250,7 @@ class Search:
         with self._start(trial.setting) as stack:
             stack.wait_ready()
             for _ in range(repeats):
-                point.runs.append(self._quietest(stack, rate, self._run_s))
+                point.runs.append(self._quietest(stack, rate, self._judging_s(rate)))
             if trial.full is None:
                 trial.full = self._quietest(stack, 0.0, _CLOSED_S)
         held = self._promise.holds(point.measured_s(self._promise))
@@ -288,7 +288,7 @@ class Search:
         rate *= 0.9
         for _ in range(_STAIRS):
             point = self._point(trial, _rounded(rate))
-            point.runs.append(self._quietest(stack, point.rate, self._run_s))
+            point.runs.append(self._quietest(stack, point.rate, self._judging_s(point.rate)))
             if self._promise.holds(point.measured_s(self._promise)):
                 low = point.rate
                 rate = rate * _STEP if high == math.inf else (low + high) / 2
@@ -311,12 +311,12 @@ class Search:
                 # once more, in a server that was started anew
                 point = chosen.at(rate)
                 assert point is not None
-                point.runs.append(self._quietest(stack, rate, self._run_s))
+                point.runs.append(self._quietest(stack, rate, self._judging_s(rate)))
             for one in wanted:
                 # the last two are for the curve alone
                 if one in wanted[:_LAST_RUNS] or self._left_s > self._run_s:
                     point = self._point(chosen, one)
-                    point.runs.append(self._quietest(stack, one, self._run_s))
+                    point.runs.append(self._quietest(stack, one, self._judging_s(one)))
 
     # ---- runs
 
@@ -331,8 +331,6 @@ class Search:
 
     def _quietest(self, stack: Stack, rate: float, seconds: float) -> Measurement:
         """A run that other programs did not disturb, or the one that they disturbed the least."""
-        if rate:
-            seconds = max(seconds, self._promise.least_requests / rate)
         clients = min(_CLIENTS, stack.setting.seats)
         runs: list[Measurement] = []
         while not runs or (len(runs) <= _AGAIN and runs[-1].others > DISTURBED and self._has_time(seconds)):
@@ -343,6 +341,10 @@ class Search:
     @property
     def _run_s(self) -> float:
         return min(max(self._budget_s / 36, _LEAST_RUN_S), _LONGEST_RUN_S)
+
+    def _judging_s(self, rate: float) -> float:
+        """A run that is to say something of the percentile."""
+        return max(self._run_s, self._promise.least_requests / rate)
 
     @property
     def _left_s(self) -> float:

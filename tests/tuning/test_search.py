@@ -24,6 +24,8 @@ class Simulated:
     """A server that is as the truth says, whatever a search thinks of it."""
 
     started = []
+    # of each run: rate and seconds
+    asked = []
 
     def __init__(self, setting, line, costs, cores, others):
         self.setting = setting
@@ -41,6 +43,7 @@ class Simulated:
 
     def measure(self, bodies, seconds, rate=0.0, clients=0, seed=1):
         assert bodies
+        Simulated.asked.append((rate, seconds))
         # clients that wait for their answers get what the pool can do
         outcome = self._pool.simulate(rate or 0.95 * self._pool.limit, 6000, seed)
         latencies, right = outcome.latencies, np.isfinite(outcome.latencies)
@@ -66,7 +69,7 @@ def search(alone, monkeypatch):
     """A search among servers whose model takes so long."""
     # once is enough
     monkeypatch.setattr(Alone, "measure", lambda *about: alone)
-    Simulated.started = []
+    Simulated.started, Simulated.asked = [], []
 
     def search(
         promise=P99,
@@ -153,6 +156,14 @@ def test_what_is_better_by_no_more_than_chance_changes_nothing(evidence):
 def test_time_that_is_up_ends_the_search_with_what_there_is(search):
     found = search(rate=700, seconds=0.01)
     assert len(found.chosen.at(700).runs) == 3 if found.chosen else found.trials
+
+
+def test_runs_are_as_long_as_their_percentile_needs_and_the_first_is_not(search):
+    search(Promise(99.9, 0.05), rate=100, seconds=72.0)
+    (low, seconds), _, *others = Simulated.asked
+    assert seconds == pytest.approx(200 / low)
+    # five thousand requests, of which five may be late
+    assert {rate: seconds for rate, seconds in others if rate}[100] == pytest.approx(50)
 
 
 def test_a_run_that_others_disturb_is_made_again(search):
