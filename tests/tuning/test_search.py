@@ -163,7 +163,7 @@ def test_runs_are_as_long_as_their_percentile_needs_and_the_first_is_not(search)
     (low, seconds), _, *others = Simulated.asked
     assert seconds == pytest.approx(200 / low)
     # five thousand requests, of which five may be late
-    assert {rate: seconds for rate, seconds in others if rate}[100] == pytest.approx(50)
+    assert {rate: seconds for rate, seconds in others if rate}[100] == pytest.approx(50, rel=0.01)
 
 
 def test_a_run_that_others_disturb_is_made_again(search):
