@@ -63,6 +63,13 @@ ask() {
     ok "$2"
 }
 
+# shown PATH STATUS: what a client outside the container gets
+shown() {
+    local status
+    status=$(curl -sS -m 10 -o /dev/null -w '%{http_code}' "$url$1")
+    [ "$status" = "$2" ] || die "the answer to $1 should have been $2, and is $status"
+}
+
 remove
 docker run --rm --entrypoint sh "$image" -c '
     [ "$(id -u)" = 10001 ] && [ ! -w /srv/muleteer ] || exit 1
@@ -106,18 +113,28 @@ ok "docker stop while it starts: exit 0"
 
 start 80 "${hardened[@]}"
 ask "$sample" "\"digit\":$digit,"
+for path in /metrics /console /console/state.json; do shown "$path" 403; done
+ok "what tells of its inside is for itself alone"
 docker exec "$name" sh -c 'kill -9 $(cat /run/muleteer/nginx.pid)'
 ends '[1-9]*' 20
 logged '"message": "nginx ended by itself'
 ok "read-only and without capabilities; a killed nginx ends it"
 
-start 8080 "${hardened[@]}" -e PORT=8080 -v "$PWD/examples/fancy:/models/my_model:ro" -e MODEL=/models/my_model -e MULES=8
+start 8080 "${hardened[@]}" -e PORT=8080 -v "$PWD/examples/fancy:/models/my_model:ro" -e MODEL=/models/my_model -e MULES=8 \
+    -e SERVING_MONITOR_FROM=0.0.0.0/0
 ask '{"text": "hello"}' "Can't tell anything smart about: hello"
+for path in /metrics /console /console/console.js /console/console.css /console/state.json; do shown "$path" 200; done
+ok "the live page, where the setting allows it"
 [[ $(curl -sS "$url/readyz") == *'"ready_replicas":8,'* ]] || die "MULES=8 should have made 8 replicas"
 docker exec "$name" sh -c 'kill -9 $(grep -lxz "uWSGI maste[r]" /proc/[0-9]*/cmdline | cut -d/ -f3)'
 ends '[1-9]*' 20
 logged '"message": "uwsgi ended by itself'
 ok "a model of one's own on another port, 8 mules; a killed uWSGI ends it"
+
+remove
+docker run --rm --name "$name" "${hardened[@]}" "$image" tune --slo p90=100ms --rate 20 --minutes 0.2 examples/fancy >/dev/null \
+    || die "tune should have found a setting that holds"
+ok "tune, without a compiler and read-only"
 
 for port in 8080 9000; do
     start "$port" "${hardened[@]}" -v "$PWD/examples/fancy:/opt/ml/model:ro" \
