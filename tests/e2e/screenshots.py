@@ -1,10 +1,13 @@
-"""The pictures of the live page in the README, made anew: a server under load, a drawn 7, and a mule that is killed.
+"""The pictures in the README, made anew: the live page of a server under load, a drawn 7, and a mule that is killed.
 
 python -m tests.e2e.screenshots
+python -m tests.e2e.screenshots REPORT      instead the one of a report of `muleteer tune`
 """
 
 import os
 import signal
+import sys
+from pathlib import Path
 
 from PIL import Image
 
@@ -17,6 +20,7 @@ FOLDER = ROOT / "docs"
 # theme, and whether it shows the page from its head or the form
 SHOTS = {"console": ("light", "#pool"), "console-dark": ("dark", "#try")}
 SIZE = {"width": 1440, "height": 1010}
+REPORT_SIZE = {"width": 1000, "height": 620}
 # of load before a picture is taken
 MINUTES_MS = 90_000
 # on a machine that has other things to do
@@ -35,6 +39,12 @@ def shoot(page, server, name, part):
     else:
         page.locator(part).evaluate("part => scrollTo(0, part.offsetTop - 330)")
     page.wait_for_timeout(300)
+    keep(page, name)
+
+
+def keep(page, name):
+    """What is seen now."""
+    FOLDER.mkdir(exist_ok=True)
     file = FOLDER / f"{name}.png"
     page.screenshot(path=file)
     with Image.open(file) as picture:
@@ -42,9 +52,16 @@ def shoot(page, server, name, part):
     print(file, file.stat().st_size, "bytes")
 
 
-def main():
-    """Make them all."""
-    FOLDER.mkdir(exist_ok=True)
+def report(file):
+    """The head of a report, and its first charts."""
+    with browser() as chromium:
+        page = chromium.new_page(viewport=REPORT_SIZE, color_scheme="light")
+        page.goto(file.absolute().as_uri())
+        keep(page, "tune")
+
+
+def console():
+    """Both of the live page."""
     server = Server(MODEL=DIGITS, MULES=3)
     load = None
     try:
@@ -67,4 +84,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:]:
+        report(Path(sys.argv[1]))
+    else:
+        console()
