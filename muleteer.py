@@ -125,7 +125,7 @@ Prints what a shell needs to complete commands, options and files.  In ~/.bashrc
 fish loads ~/.config/fish/completions/muleteer.fish, and tcsh what a line in ~/.tcshrc sources.
 """
 # of what these take, a shell knows files and folders
-FILES = {"file": "FILE", "sample": "FILE", "model": "DIRECTORY"}
+FILES = {"file": "FILE", "sample": "FILE", "inputs": "FILE", "report": "FILE", "model": "DIRECTORY"}
 
 
 class Failed(Exception):

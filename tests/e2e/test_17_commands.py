@@ -195,6 +195,7 @@ def test_a_shell_completes_commands_options_and_files(tmp_path):
         types(b"muleteer models ver\t--js\t--model a\t\r", b"<models><verify><--json><--model><a model/>.")
         types(b"muleteer pred\tbo\t\r", b"<predict><body.json>.")
         types(b"muleteer completion z\t\r", b"<completion><zsh>.")
+        types(b"muleteer tune --inp\tbo\t\r", b"<tune><--inputs><body.json>.")
         os.write(terminal, b"exit\r")
         process.wait(PATIENCE_S)
     os.close(terminal)
