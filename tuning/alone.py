@@ -20,7 +20,7 @@ from serving.settings import Settings
 from serving.task import Tensors
 from tuning.pool import Line
 
-# rows of a predict, as far as the model and the settings go
+# rows of a predict, as far as the model goes
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # for each size: so long, and so many calls
 _LONG_S, _FEWEST, _MOST = 0.25, 4, 400
@@ -110,19 +110,26 @@ def _measure(folder: ModelFolder, settings: Settings, threads: int) -> dict[str,
     before_mb, start = trial.rss_mb(), time.perf_counter()
     engine = engines.load(folder, threads)
     load_s = time.perf_counter() - start
-    # what batches are tried goes beyond those of the settings, for others may be better
     limits = (folder.options.get("max_batch_rows"), engine.max_batch_rows)
     most = min((rows for rows in limits if rows is not None), default=None)
+    within = engines.most_rows(settings.max_batch_rows, folder, engine)
     sizes = [rows for rows in _SIZES if rows <= (most or max(_SIZES))]
     sample = folder.sample(engine.signature)
-    Canary(engine, sample, folder.answer(engine.signature)).warm_up(sizes[-1])
+    Canary(engine, sample, folder.answer(engine.signature)).warm_up(within)
     random = np.random.default_rng(1)
     took: dict[int, list[float]] = {}
     wall_s = cpu_s = 0.0
     for rows in sizes:
         inputs = _varied(sample, rows, random)
-        for _ in range(_WARM_UP):
-            engine.predict(inputs)
+        try:
+            for _ in range(_WARM_UP):
+                engine.predict(inputs)
+        except Exception:
+            # larger batches than those of the settings may be better, or more than it can take
+            if rows <= within:
+                raise
+            most = max(took)
+            break
         cpu_before, begin = time.process_time(), time.perf_counter()
         took[rows] = list(_calls(engine, inputs))
         wall_s += time.perf_counter() - begin

@@ -115,7 +115,9 @@ class Evidence:
             return [present.batch_rows]
         # one that takes half of the time, so that who has just missed it is in the next
         longest_s = self.promise.limit_s / 2
-        return sorted({present.batch_rows, *(rows for rows in _BATCHES if line.of(rows, rows) <= longest_s)})
+        most = line.most_rows or max(_BATCHES)
+        others = (rows for rows in _BATCHES if rows <= most and line.of(rows, rows) <= longest_s)
+        return sorted({present.batch_rows, *others})
 
     def _threads(self, present: Setting, mules: int) -> list[int]:
         if not self.computes:

@@ -41,7 +41,7 @@ class Line:
     row_s: float
     # of CPU in a second of a predict: 0 for one that waits, above 1 for one with several threads
     busy: float
-    # of one call at the most, as the model or its engine says
+    # of one call at the most: as the model or its engine says, or as it has shown
     most_rows: int | None = None
     # measured by predicted, of single predicts
     spread: tuple[float, ...] = (1.0,)

@@ -1,6 +1,7 @@
 """The model alone is measured as a line, and asked what it takes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,17 @@ def test_a_model_that_waits_is_told_from_one_that_computes(tmp_path):
     assert body["instances"][0].keys() == {"x", "inputs"} and len(set(works.bodies)) == 1
     again = Alone.from_dict(json.loads(json.dumps(works.as_dict())))
     assert (again.line, again.points) == (works.line, works.points)
+
+
+def test_a_model_that_fails_at_larger_batches_than_it_is_asked_for_is_measured_up_to_there(tmp_path):
+    fails = (
+        "    def predict(self, inputs):\n        if len(inputs['x']) > 40:\n            raise MemoryError('too many')\n"
+    )
+    (tmp_path / "model.py").write_text(WORKS.replace("    def predict(self, inputs):\n", fails))
+    found = Alone.measure(ModelFolder.find(tmp_path), SETTINGS, 1)
+    assert max(found.points) == found.line.most_rows == 32
+    with pytest.raises(TrialFailed, match="too many"):
+        Alone.measure(ModelFolder.find(tmp_path), replace(SETTINGS, max_batch_rows=64), 1)
 
 
 def test_a_sample_is_varied_where_it_is_of_fractions():
