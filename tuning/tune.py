@@ -78,6 +78,8 @@ def tune(
 ) -> int:
     """Search, report, and write if asked to.  Returns the exit status: 1 where nothing holds the promise."""
     file = (file or asked.run_dir / REPORT).absolute()
+    if file.suffix == ".json":
+        raise TuneFailed(f"--report {file}: there all that was measured will lie; name the page, as {REPORT}")
     bodies, rows = read_inputs(inputs) if inputs else ((), (1,))
     text = asked.ini.read_text()
     # what takes minutes is not to fail at its end

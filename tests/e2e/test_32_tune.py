@@ -202,6 +202,7 @@ def alive(pid):
         (("tune", "--slo", "fast"), 2, "'fast' is no promise: a percentile and a time, p99=50ms"),
         (("tune", "--slo", SLO, "--rate", "-3"), 2, "'-3' is not a number above 0"),
         (("tune", "--slo", SLO, "--inputs", "/none"), 2, "--inputs /none: No such file or directory"),
+        (("tune", "--slo", SLO, "--report", "a.json", str(FANCY)), 2, "a.json: there all that was"),
         (("tune", "--slo", SLO, "/none/model"), 1, "the model folder /none/model does not exist"),
         (("capacity", "--slo", "p99=0ms"), 2, "is no promise"),
     ],
