@@ -177,6 +177,8 @@ def test_a_model_is_looked_at_without_a_server(clone):
     assert json.loads(run(predict, clone, port))["digit"] == shown["digit"]
     modules = run(".venv/bin/python -m muleteer models list", clone, port)
     assert "version_policy = latest" in modules
+    capacity = next(command for command in COMMANDS if " capacity " in command)
+    assert re.search(r"p99 ≤ 25 ms holds for up to \d+ requests a second", run(capacity, clone, port))
     completes = next(command for command in COMMANDS if "completion" in command)
     assert "muleteer" in run(f"{completes}; complete -p muleteer", clone, port)
 
