@@ -29,6 +29,8 @@ _LEVELS = {
     **{"debug": logging.DEBUG, "info": logging.INFO, "notice": logging.INFO, "warn": logging.WARNING},
     **{"error": logging.ERROR, "crit": logging.CRITICAL, "alert": logging.CRITICAL, "emerg": logging.CRITICAL},
 }
+# what a client has sent may be in a text, and is not to move the cursor of who reads it on a terminal
+_SHOWN = {sign: f"\\x{sign:02x}" for sign in (*range(32), *range(127, 160)) if chr(sign) not in "\t\n"}
 # of one line; what is longer becomes several
 _MOST_BYTES = 1 << 16
 
@@ -86,8 +88,8 @@ class TextFormatter(logging.Formatter):
         if self._colours:
             when, process, about = (f"\x1b[2m{text}\x1b[0m" if text else "" for text in (when, process, about))
             level = f"\x1b[{_COLOURS.get(record.levelname, '0')}m{level}\x1b[0m"
-        told = f"{when} {level} {process}  {record.getMessage()}{about}"
-        return f"{told}\n{self.formatException(record.exc_info)}" if record.exc_info else told
+        told = f"{when} {level} {process}  {record.getMessage().translate(_SHOWN)}{about}"
+        return f"{told}\n{self.formatException(record.exc_info).translate(_SHOWN)}" if record.exc_info else told
 
 
 class Log(logging.StreamHandler[TextIO]):

@@ -95,6 +95,14 @@ def test_colours_are_for_the_eye_alone(log):
     assert "\x1b[31mERROR" in lines()[0] and lines()[0].endswith("it fails")
 
 
+@given(st.text(st.characters()))
+def test_no_text_steers_the_terminal_of_who_reads_it(text):
+    error = ValueError(text)
+    formatted = logs.TextFormatter("mule 1", colours=False).format(record("%s", text, error=error))
+    steering = {chr(sign) for sign in (*range(32), *range(127, 160))} - {"\t", "\n"}
+    assert not steering & {*formatted}
+
+
 def test_what_cannot_be_written_is_left_out(capsys):
     full = os.open("/dev/full", os.O_WRONLY)
     Log(Form.JSON, full, "mule 1").handle(record("nobody hears it"))
