@@ -10,6 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 
 from serving.errors import SettingsError
@@ -58,8 +59,14 @@ def _missing(before: list[str], left: dict[tuple[str, str], int], section: str) 
 
 
 def difference(old: str, new: str, name: str) -> str:
-    """As `diff -u` prints it."""
-    return "".join(difflib.unified_diff(old.splitlines(True), new.splitlines(True), name, f"{name} (tuned)"))
+    """As `diff -u` prints it, without the values of what is secret."""
+    before, after = (_hidden(text).splitlines(True) for text in (old, new))
+    return "".join(difflib.unified_diff(before, after, name, f"{name} (tuned)"))
+
+
+def _hidden(text: str) -> str:
+    secrets = "|".join(setting.name for setting in fields(Settings) if not setting.repr)
+    return re.sub(rf"(?m)^(\s*(?:{secrets})[^\S\n]*=[^\S\n]*)\S.*$", r"\1…", text)
 
 
 def overridden(lines: Lines, environ: Mapping[str, str]) -> list[str]:

@@ -115,3 +115,12 @@ def test_what_the_environment_says_instead_is_told(file):
     # and does not stand in the way
     ini.write(file, TEXT, FIVE, {"MULES": "3"})
     assert Settings.read(file, {}).mules == 5
+
+
+def test_a_difference_tells_no_secret():
+    before = "[serving]\nmodel = m\nsentry_dsn = https://topsecret@sentry.example/7\n"
+    told = ini.difference(before, ini.rewritten(before, {("serving", "max_batch_rows"): 8}), "uwsgi.ini")
+    assert " sentry_dsn = …\n+max_batch_rows = 8\n" in told and "topsecret" not in told
+    shipped = "[serving]\nmodel = m\nsentry_dsn =\n"
+    told = ini.difference(shipped, ini.rewritten(shipped, {("serving", "max_batch_rows"): 8}), "uwsgi.ini")
+    assert " sentry_dsn =\n+max_batch_rows = 8\n" in told
