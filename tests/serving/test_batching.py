@@ -46,8 +46,9 @@ def test_the_replies_to_a_batch_are_those_of_one_by_one(batch):
         task.uuid, task.offered = number.to_bytes(16), float(number)
     frames = list(encode_replies(batch, 7, 10.0, 3.0, model(merge(batch))))
     assert len(frames) == len(batch)
+    rows = sum(task.rows for task in batch)
     for frame, task in zip(frames, batch, strict=True):
-        alone = Reply(task.uuid, 7, (10.0 - task.offered) * 1000, 3.0, model(task.inputs))
+        alone = Reply(task.uuid, 7, (10.0 - task.offered) * 1000, 3.0, model(task.inputs), batch_rows=rows)
         assert frame == encode_reply(alone)
         reply = decode_reply(frame)
         assert (reply.uuid, reply.version, reply.queue_ms) == (task.uuid, 7, (10.0 - task.offered) * 1000)
