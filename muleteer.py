@@ -204,7 +204,9 @@ def _parser() -> argparse.ArgumentParser:
         "--rate", type=_positive, default=0.0, metavar="N", help="requests a second to be held (the most)"
     )
     tune.add_argument("--inputs", type=Path, metavar="FILE", help="recorded requests, a body a line (like the sample)")
-    tune.add_argument("--minutes", type=_positive, default=0.0, metavar="N", help="how long it may take (3 to 9)")
+    tune.add_argument(
+        "--minutes", type=_positive, default=0.0, metavar="N", help="how long it may take (3 to 9, p99.9 more)"
+    )
     tune.add_argument("--write", action="store_true", help="put what is found into uwsgi.ini")
     capacity = add("capacity", _capacity, "say what rate holds a promise, without load", CAPACITY)
     capacity.add_argument("--mules", dest="counts", type=int, nargs="+", metavar="N", help="these counts beside it")
@@ -382,6 +384,7 @@ def _predict(asked: argparse.Namespace, environ: dict[str, str]) -> int:
 def _tune(asked: argparse.Namespace, environ: dict[str, str]) -> int:
     from load.loadgen import NoCompiler
     from tuning.ini import IniError
+    from tuning.search import TooLittleTime
     from tuning.stack import StackFailed
     from tuning.tune import TuneFailed, interruptible, tune
 
@@ -392,7 +395,7 @@ def _tune(asked: argparse.Namespace, environ: dict[str, str]) -> int:
             return tune(about, asked.rate, asked.minutes, inputs, report, asked.write, asked.json)
     except KeyboardInterrupt:
         return _refuse(130, "interrupted; what was started has ended, and nothing is written")
-    except (NoCompiler, IniError, TuneFailed) as error:
+    except (NoCompiler, IniError, TooLittleTime, TuneFailed) as error:
         return _refuse(2, error)
     except StackFailed as error:
         raise Failed(str(error)) from error

@@ -4,7 +4,7 @@ Each prediction is made before its point is measured, and kept beside it.
 
 Runs in:  the command line.
 Units:    seconds.
-Raises:   TrialFailed, StackFailed, in one sentence.
+Raises:   TrialFailed, StackFailed, TooLittleTime, in one sentence.
 """
 
 import math
@@ -38,10 +38,16 @@ _STEP = 1.1
 _STAIRS = 4
 _LEAST_RUN_S, _LONGEST_RUN_S = 2.0, 10.0
 _CLOSED_S = 3.0
-# of the choice, at half and at twice its rate, whatever time is left
-_LAST_RUNS = 2
+# of the choice, whatever time is left: shares of its rate
+_LAST = (0.5, 2.0)
+# so many are judged where each needs longer runs than the others
+_JUDGED = 3
 # of a search: what one that loads at once takes, each second of loading costs so many, and the most it may take
 _BUDGET_S, _BUDGET_OF_LOADING, _LONGEST_BUDGET_S = 180.0, 40.0, 540.0
+
+
+class TooLittleTime(Exception):
+    """A percentile needs longer runs than there is time for, in one sentence."""
 
 
 @dataclass
@@ -153,16 +159,20 @@ class Search:
         self._folder, self._settings, self._start = folder, settings, start
         self._promise, self._rate, self._watch, self._seed = promise, rate, watch, seed
         self._began = time.monotonic()
-        self._budget_s = seconds
+        self._given_s = self._budget_s = seconds
+        self._judged_rate = rate
         self._load_s = 1.0
         self._bodies: Sequence[bytes] = ()
         self._runs = 0
 
     def run(self, bodies: Sequence[bytes] = (), rows: Sequence[int] = (1,)) -> Found:
         """bodies: recorded, or those of the sample; rows: of each."""
+        if self._rate:
+            self._afford(self._rate)
         alone = self._measure_alone()
         self._bodies = bodies or next(iter(alone.values())).bodies
         evidence, low, full, present = self._calibrate(alone, tuple(rows))
+        self._afford(self._rate or full.answered)
         self._watch.tell("simulating the pool", self._left_s)
         if self._rate:
             ranked = candidates.rank_at(evidence, self._rate)
@@ -177,6 +187,20 @@ class Search:
             self._round_off(found, chosen)
         found.seconds = time.monotonic() - self._began
         return found
+
+    def _afford(self, rate: float) -> None:
+        """Refuse where the runs of one candidate are longer than all that was given; without --minutes allow them."""
+        run_s = self._promise.least_requests / rate
+        needs_s = (_REPEATS + sum(1 / share for share in _LAST)) * run_s
+        if 0 < self._given_s < needs_s:
+            raise TooLittleTime(
+                f"--minutes {self._given_s / 60:g}: at {rate:.4g} requests a second {self._promise.name} takes runs of"
+                f" {run_s:.0f} s to be known, and one candidate {math.ceil(needs_s / 6) / 10:g} minutes; set --minutes"
+                " to more, or ask for a lower percentile"
+            )
+        self._judged_rate = rate
+        if not self._given_s and self._budget_s and run_s > self._run_s:
+            self._budget_s += _JUDGED * needs_s
 
     # ---- what is known
 
@@ -228,7 +252,8 @@ class Search:
         hopeful = hopeful or sorted(ranked, key=lambda one: one.percentile_s)[:1]
         place = next((place for place, one in enumerate(hopeful) if self._promise.holds(one.percentile_s)), 0)
         tried: set[int] = set()
-        while 0 <= place < len(hopeful) and place not in tried and (not tried or self._has_time(4 * self._run_s)):
+        judging_s = _REPEATS * self._judging_s(self._rate) + _CLOSED_S
+        while 0 <= place < len(hopeful) and place not in tried and (not tried or self._has_time(judging_s)):
             tried.add(place)
             trial = present if hopeful[place].pool == present.pool else Trial(hopeful[place].pool)
             if trial not in trials:
@@ -241,7 +266,7 @@ class Search:
                 break
             else:
                 place += 1
-        if present.at(self._rate) is None and self._has_time(2 * self._run_s):
+        if present.at(self._rate) is None and self._has_time(self._judging_s(self._rate) + _CLOSED_S):
             self._try_at(present, self._rate, repeats=1)
         if (
             chosen is not None
@@ -277,7 +302,9 @@ class Search:
         best_full = 0.0
         ordered = sorted(ranked, key=lambda one: one.pool.setting != present.setting)
         for one in ordered:
-            if trials and not self._has_time(self._load_s + _CLOSED_S + 3 * self._run_s):
+            stairs_s = _STAIRS * self._judging_s(one.rate or self._judged_rate)
+            # and of the best of all its runs in a server started anew
+            if trials and not self._has_time(stairs_s + self._load_s + _CLOSED_S + _REPEATS * stairs_s / _STAIRS):
                 break
             trial = present if one.pool.setting == present.setting else Trial(one.pool)
             trials.append(trial)
@@ -324,14 +351,14 @@ class Search:
     def _round_off(self, found: Found, chosen: Trial) -> None:
         """Points for its curve, and what it does at twice the rate."""
         rate = self._rate or chosen.held
-        wanted = [_rounded(share * rate) for share in (0.5, 2.0, 0.75, 1.1)]
+        wanted = [_rounded(share * rate) for share in (*_LAST, 0.75, 1.1)]
         wanted = [one for one in wanted if chosen.at(one) is None]
         self._watch.tell(f"{chosen.setting.told()} at half and at twice the rate", self._left_s)
         with self._start(chosen.setting) as stack:
             stack.wait_ready()
             for one in wanted:
-                # the last two are for the curve alone
-                if one in wanted[:_LAST_RUNS] or self._left_s > self._run_s:
+                # the others are for the curve alone
+                if one in [_rounded(share * rate) for share in _LAST] or self._left_s > self._judging_s(one):
                     point = self._point(chosen, one)
                     point.runs.append(self._quietest(stack, one, self._judging_s(one)))
 
@@ -369,7 +396,8 @@ class Search:
 
     def _has_time(self, seconds: float) -> bool:
         """Whether there is so much, and what a server takes that is started for it, and the last points after it."""
-        return self._left_s > seconds + 2 * self._load_s + _LAST_RUNS * self._run_s
+        last_s = sum(self._judging_s(share * self._judged_rate) for share in _LAST)
+        return self._left_s > seconds + 2 * self._load_s + last_s
 
 
 def best(trials: Sequence[Trial], present: Trial) -> Trial | None:
