@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,8 @@ QUIET = {
     "SERVING_STATSD": "",
     "SERVING_SENTRY_DSN": "",
 }
+# of its folder, before the process that it is of
+_PREFIX = "muleteer-tune-"
 _ROLES = {"nginx:": "nginx", "uWSGI worker": "worker", "uWSGI mule": "mule"}
 
 
@@ -115,7 +118,7 @@ class Stack:
         self.setting = setting
         self._settings = settings
         # a unix socket's path must be short
-        self._folder = Path(tempfile.mkdtemp(prefix="muleteer-tune-"))
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = int(probe.getsockname()[1])
@@ -165,6 +168,10 @@ class Stack:
             after = self._tasks_and_batches()
         except (OSError, http.client.HTTPException) as error:
             raise StackFailed(f"a server with {self.setting.told()} has ended under load: {error}") from error
+        finally:
+            # nobody reads it, and it may lie in memory; nginx goes on at its end, which then is here
+            with suppress(FileNotFoundError):
+                os.truncate(self._folder / "access.log", 0)
         counts, found = ran.counts, loadgen.read_samples(samples)
         if counts.wrong or not counts.right:
             raise StackFailed(f"a server with {self.setting.told()} answers wrongly: {counts.first_wrong or 'nothing'}")
@@ -240,6 +247,16 @@ def _get(port: int, path: str) -> str:
         return connection.getresponse().read().decode()
     finally:
         connection.close()
+
+
+def sweep() -> None:
+    """Remove what those left behind that could not end: killed, or with the machine."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        with suppress(OSError, ValueError):
+            about = folder.lstat()
+            pid = int(folder.name.removeprefix(_PREFIX).partition("-")[0])
+            if stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid() and not Path(f"/proc/{pid}").exists():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def others() -> list[int]:

@@ -1,9 +1,12 @@
 """What a trial's server is told."""
 
+import os
+import subprocess
+import tempfile
 from pathlib import Path
 
 from serving.settings import Settings
-from tuning.stack import QUIET
+from tuning.stack import QUIET, sweep
 
 SHIPPED = Path(__file__).parents[2] / "uwsgi.ini"
 OUTSIDE = {
@@ -24,3 +27,23 @@ def test_a_trial_tells_nobody_and_keeps_nothing(tmp_path):
     trial = Settings.read(ini, {"SENTRY_DSN": "https://key@sentry.example/1", **QUIET})
     for key in [*OUTSIDE.keys() - {"prediction_log_dir"}, "sentry_dsn"]:
         assert getattr(trial, key) == getattr(shipped, key), key
+
+
+def test_what_killed_ones_left_behind_is_removed_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with subprocess.Popen(["true"]) as dead:
+        dead.wait()
+    left = tmp_path / f"muleteer-tune-{dead.pid}-x"
+    kept = [
+        tmp_path / f"muleteer-tune-{os.getpid()}-x",
+        tmp_path / "muleteer-tune-x-y",
+        tmp_path / f"other-{dead.pid}-x",
+    ]
+    for folder in (left, *kept):
+        folder.mkdir()
+        (folder / "access.log").write_text("x")
+    elsewhere = tmp_path / f"muleteer-tune-{dead.pid}-y"
+    elsewhere.symlink_to(kept[0])
+    sweep()
+    assert not left.exists() and elsewhere.is_symlink()
+    assert all((folder / "access.log").exists() for folder in kept)
