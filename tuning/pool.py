@@ -1,9 +1,10 @@
 """The pool as a queueing model: a discrete-event simulation of nginx, workers, queue and mules on so many cores.
 
 Requests arrive as a Poisson process.  Each takes a connection, and with it a worker, or is refused where none is free;
-nginx and each worker do one thing at a time; a mule that is free takes what waits by the rules of the real ones; and
-all that computes shares the cores evenly, and takes longer where it wants more of them than there are.  What it is fed
-with was measured: the model by itself, and the cost of a request around it.
+nginx and each worker do one thing at a time; a mule that is free takes what waits by the rules of the real ones, but
+for batch_wait_ms, of which this knows nothing; and all that computes shares the cores evenly, and takes longer where it
+wants more of them than there are.  What it is fed with was measured: the model by itself, and the cost of a request
+around it.
 
 Runs in:  the command line.
 Units:    seconds.

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from tuning.candidates import Evidence
 from tuning.pool import Outcome, Pool
 from tuning.search import DISTURBED, Found, Point, Trial, others_of
 
@@ -186,6 +187,17 @@ def _came_to(outcome: Outcome) -> str:
     )
 
 
+def unknown(evidence: Evidence) -> str:
+    """What the simulation does not know of these settings, in a sentence; empty where it knows all."""
+    wait_ms = evidence.settings.batch_wait_ms
+    if not wait_ms or evidence.present.batch_rows == 1:
+        return ""
+    return (
+        f"The simulation knows nothing of batch_wait_ms = {wait_ms}: a mule that waits for its batch to"
+        " fill answers later than it says, so what it expects is too good"
+    )
+
+
 def agreement(found: Found) -> str:
     """Predictions, each made before its point was measured, beside what was measured."""
     pairs = [
@@ -211,6 +223,8 @@ def agreement(found: Found) -> str:
             f" Of all {len(pairs)} points that can be compared the middle one is {100 * apart[len(apart) // 2]:.0f} %"
         )
         told += " apart."
+    if doubt := unknown(found.evidence):
+        told += f" {doubt}; what was measured is as it is."
     return told
 
 

@@ -64,6 +64,7 @@ def as_dict(found: Found, folder: ModelFolder) -> dict[str, Any]:
         "lines": {str(threads): _line(line) for threads, line in evidence.lines.items()},
         "costs": asdict(evidence.costs),
         "rows": list(evidence.rows),
+        "batch_wait_ms": evidence.settings.batch_wait_ms,
         "low": found.low.as_dict(),
         "full": found.full.as_dict(),
         "candidates": [
@@ -140,6 +141,8 @@ def read(file: Path, folder: ModelFolder, settings: Settings, promise: Promise) 
         here, there = machine(), found["machine"]
         if any(here[key] != there[key] for key in ("processor", "cores")):
             raise Unfit(f"{file} was measured on another machine")
+        if found["batch_wait_ms"] != settings.batch_wait_ms:
+            raise Unfit(f"{file} was measured with batch_wait_ms = {found['batch_wait_ms']}")
         lines = {int(threads): _tupled(Line, line) for threads, line in found["lines"].items()}
         alone = {one["threads"]: Alone.from_dict(one) for one in found["alone"]}
         costs = _tupled(Costs, found["costs"])

@@ -26,7 +26,7 @@ from tuning.progress import Bar
 from tuning.promise import Promise
 from tuning.search import Found, Search
 from tuning.setting import Setting
-from tuning.stack import Stack, others
+from tuning.stack import Stack, others, sweep
 
 # beside a server's own files in its run folder
 REPORT = "tune.html"
@@ -87,6 +87,7 @@ def tune(
     if write:
         _check_folder(asked.ini.resolve().parent, "leave out --write, and apply the difference by hand")
     loadgen.compiled()
+    sweep()
     if running := others():
         many = "another server runs" if len(running) == 1 else f"{len(running)} other servers run"
         print(f"muleteer: {many} on this machine, and what is found will be too low", file=sys.stderr)
@@ -184,10 +185,12 @@ def capacity(asked: Asked, mules: Sequence[int], file: Path | None, as_json: boo
         counts = [count for count in counts if count == present.mules or count <= evidence.most_mules]
     found = candidates.capacities(evidence, counts)
     own = next(one for one in found if one.pool.setting == present)
+    doubt = rationale.unknown(evidence)
     if as_json:
         told = {
             "promise": asdict(asked.promise),
             "source": source,
+            "doubt": doubt,
             "present": present.as_dict(),
             "rate": round(own.rate, 1),
         }
@@ -196,6 +199,8 @@ def capacity(asked: Asked, mules: Sequence[int], file: Path | None, as_json: boo
         rate = f"up to {own.rate:.0f} requests a second" if own.rate else "no rate at all"
         print(f"{asked.folder.name}, {present.told()}: {asked.promise} holds for {rate}.")
         print(f"By {source}.")
+        if doubt:
+            print(f"{doubt}.")
         print("\n  mules  highest rate  at the most  limited by")
         for one in found:
             mark = " <" if one is own else ""

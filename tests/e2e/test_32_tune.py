@@ -118,6 +118,14 @@ def test_capacity_measures_a_model_that_nobody_has_tuned(tmp_path):
     assert status == 1 and "no rate at all" in out
 
 
+def test_capacity_says_what_the_simulation_does_not_know(tmp_path):
+    text = (FANCY / "model.py").read_text().replace("batched = False", "batched = True")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.py").write_text(text.replace("{inputs['text']}\"", "\" + inputs['text']"))
+    status, out, told = run(tmp_path, "capacity", "--slo", SLO, str(tmp_path / "model"), SERVING_BATCH_WAIT_MS="5")
+    assert status == 0 and "knows nothing of batch_wait_ms = 5" in out, told
+
+
 def test_capacity_answers_for_more_mules_than_it_would_recommend(tmp_path):
     status, out, told = run(tmp_path, "capacity", "--slo", SLO, "--json", str(FANCY), MULES="40")
     assert status == 0, told
@@ -167,8 +175,12 @@ def test_what_a_trial_does_is_told_to_nobody_but_to_whoever_tries(tmp_path):
         settings = Settings.read(SHIPPED, environ)
         with Stack(Setting.of(settings), settings, SHIPPED, str(FANCY), environ) as stack:
             stack.wait_ready()
+            with (stack._folder / "access.log").open("a") as log:
+                log.write("x" * (1 << 20))
             run = stack.measure([b'{"text": "tried"}'], 0.5, 40.0)
             assert run.right > 0
+            # what was logged is not kept: only what nginx had not yet written comes, at what is the end now
+            assert (stack._folder / "access.log").stat().st_size < 1 << 20
             # what /metrics has of it
             assert stack._tasks_and_batches()[0] >= run.right
         with pytest.raises(BlockingIOError):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tuning import ini, record, report
 from tuning.calibration import corrected, costs
 from tuning.chart import Chart, Series
 from tuning.promise import Promise, PromiseError
-from tuning.rationale import choice, rationale
+from tuning.rationale import agreement, choice, rationale, unknown
 
 from .conftest import LINE, SHIPPED, measurement
 
@@ -135,12 +136,25 @@ def test_the_record_is_read_again(found, tmp_path):
         ({"model": {"identity": "x"}}, "another model"),
         ({"machine": {"processor": "6502", "cores": 1}}, "another machine"),
         ({"costs": 1}, "no record"),
+        ({"batch_wait_ms": 5}, "measured with batch_wait_ms = 5"),
     ):
         record.write(file, json.dumps(record.as_dict(found, FANCY) | change))
         with pytest.raises(record.Unfit, match=reason):
             record.read(file, FANCY, settings, found.promise)
+    record.write(file, json.dumps(record.as_dict(found, FANCY)))
+    with pytest.raises(record.Unfit, match="measured with batch_wait_ms = 0"):
+        record.read(file, FANCY, replace(settings, batch_wait_ms=5), found.promise)
     with pytest.raises(record.Unfit, match="there is no"):
         record.read(tmp_path / "none.json", FANCY, settings, found.promise)
+
+
+def test_what_the_simulation_does_not_know_is_told(found):
+    assert "batch_wait_ms" not in agreement(found)
+    found.evidence = replace(found.evidence, settings=replace(found.evidence.settings, batch_wait_ms=5))
+    # one row at a time has no batch to wait for
+    assert unknown(found.evidence) == ""
+    found.evidence = replace(found.evidence, lines={1: replace(LINE, most_rows=None)})
+    assert "knows nothing of batch_wait_ms = 5" in agreement(found)
 
 
 def test_the_record_is_for_this_user_and_group(tmp_path):
