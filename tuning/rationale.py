@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tuning.candidates import Evidence
 from tuning.pool import Outcome, Pool
-from tuning.search import DISTURBED, Found, Point, Trial, others_of
+from tuning.search import DISTURBED, Found, Point, Trial, behind_of, others_of
 
 _PARTS = {
     "mules": "the mules: more of them, or larger batches, would do more",
@@ -229,18 +229,26 @@ def agreement(found: Found) -> str:
 
 
 def quiet(found: Found) -> str:
-    """Whether others were at work on the machine."""
-    others = others_of(found)
+    """Whether others were at work on the machine, or the load generator was what held it up."""
+    others, behind = others_of(found), behind_of(found)
     generator = found.full.of_request("generator")
     told = (
         f"The load generator ran on the same machine, and took {generator * 1e6:.0f} µs of a core for each request,"
         " which is counted in: clients elsewhere leave that to the server."
     )
-    if others <= DISTURBED:
+    faults = []
+    if others > DISTURBED:
+        faults.append(f"other programs took up to {100 * others:.0f} % of the cores while it was measured")
+    if behind > DISTURBED:
+        faults.append(
+            f"the load generator could not keep up and sent up to {100 * behind:.0f} % of the requests of a run too"
+            " late, for which the server has to answer here"
+        )
+    if not faults:
         return f"Yes. {told}"
     return (
-        f"No: other programs took up to {100 * others:.0f} % of the cores while it was measured, so what was found is"
-        f" too low, and perhaps wrong; run it again when the machine is quiet. {told}"
+        f"No: {', and '.join(faults)}; so what was found is too low, and perhaps wrong; run it again when the"
+        f" machine is quiet, or on one with more cores. {told}"
     )
 
 

@@ -21,7 +21,7 @@ from tuning.candidates import Evidence
 from tuning.pool import Costs, Line
 from tuning.promise import Promise
 from tuning.rationale import rationale
-from tuning.search import Found, Trial, others_of
+from tuning.search import Found, Trial, behind_of, others_of
 
 # of what is read again; another is not understood
 FORM = 1
@@ -60,6 +60,7 @@ def as_dict(found: Found, folder: ModelFolder) -> dict[str, Any]:
         "seconds": round(found.seconds, 1),
         "seed": found.seed,
         "others": round(others_of(found), 3),
+        "behind": round(behind_of(found), 3),
         "alone": [one.as_dict() for one in evidence.alone.values()],
         "lines": {str(threads): _line(line) for threads, line in evidence.lines.items()},
         "costs": asdict(evidence.costs),

@@ -27,7 +27,7 @@ from tuning.stack import Measurement, Stack
 _CLIENTS = 64
 # of the rate that it could do, hardly a request; and the bounds of what is sent then
 _LOW, _LOW_RATES = 0.1, (20.0, 300.0)
-# a run in which other programs took more of the cores is made again, so often
+# a run in which other programs took more of the cores, or the generator was late with more, is made again, so often
 DISTURBED, _AGAIN = 0.1, 1
 _REPEATS = 3
 # the simulation agrees where it is no further from the promise than it is exact
@@ -66,10 +66,9 @@ class Point:
 
     @property
     def quiet(self) -> list[Measurement]:
-        """The runs without those that others disturbed, or else the one that was disturbed the least."""
-        return [run for run in self.runs if run.others <= DISTURBED] or sorted(self.runs, key=lambda run: run.others)[
-            :1
-        ]
+        """The runs without those that were disturbed, or else the one that was disturbed the least."""
+        least = sorted(self.runs, key=lambda run: run.disturbance)
+        return [run for run in self.runs if run.disturbance <= DISTURBED] or least[:1]
 
 
 @dataclass
@@ -374,21 +373,21 @@ class Search:
         return point
 
     def _quietest(self, stack: Stack, rate: float, seconds: float) -> Measurement:
-        """A run that other programs did not disturb, or the one that they disturbed the least."""
+        """A run that nothing but the server had a part in, or the one that was disturbed the least."""
         clients = min(_CLIENTS, stack.setting.seats)
         runs: list[Measurement] = []
-        while not runs or (len(runs) <= _AGAIN and runs[-1].others > DISTURBED and self._has_time(seconds)):
+        while not runs or (len(runs) <= _AGAIN and runs[-1].disturbance > DISTURBED and self._has_time(seconds)):
             self._runs += 1
             runs.append(stack.measure(self._bodies, seconds, rate, clients, self._seed + self._runs))
-        return min(runs, key=lambda run: run.others)
+        return min(runs, key=lambda run: run.disturbance)
 
     @property
     def _run_s(self) -> float:
         return min(max(self._budget_s / 36, _LEAST_RUN_S), _LONGEST_RUN_S)
 
     def _judging_s(self, rate: float) -> float:
-        """A run that is to say something of the percentile."""
-        return max(self._run_s, self._promise.least_requests / rate)
+        """A run that is to say something of the percentile, as far as its rate is known."""
+        return max(self._run_s, self._promise.least_requests / rate) if rate else self._run_s
 
     @property
     def _left_s(self) -> float:
@@ -414,8 +413,15 @@ def _rounded(rate: float) -> float:
 
 
 def others_of(found: Found) -> float:
-    """Of the cores: what other programs took at the most while the points of the chosen setting were measured."""
-    runs: list[Measurement] = [found.low, found.full]
-    for trial in found.trials:
-        runs += [run for point in trial.points for run in point.quiet]
-    return max((run.others for run in runs), default=0.0)
+    """Of the cores: what other programs took at the most in the runs that count."""
+    return max(run.others for run in _counted(found))
+
+
+def behind_of(found: Found) -> float:
+    """Of the requests of a run that counts: how many at the most the load generator wrote too late."""
+    return max(run.behind for run in _counted(found))
+
+
+def _counted(found: Found) -> list[Measurement]:
+    runs = [run for trial in found.trials for point in trial.points for run in point.quiet]
+    return [found.low, found.full, *runs]

@@ -94,6 +94,16 @@ class Measurement:
         """All that fell due."""
         return len(self.latencies)
 
+    @property
+    def behind(self) -> float:
+        """The share that the load generator wrote too late; as many as are refused found no connection free."""
+        return max(0, self.late - self.refused) / max(1, self.asked)
+
+    @property
+    def disturbance(self) -> float:
+        """How far it says something of others than the server."""
+        return max(self.others, self.behind)
+
     def of_request(self, role: str) -> float:
         """CPU of one request."""
         return self.cpu_s.get(role, 0.0) / max(1, self.right)

@@ -25,13 +25,13 @@ def evidence():
     return Evidence(Settings.read(SHIPPED, {}), Promise(99, 0.025), alone, {1: LINE}, COSTS, 2.0, (1,))
 
 
-def measurement(setting, rate, seconds_each, refused=0, others=0.0, batches=1.0):
+def measurement(setting, rate, seconds_each, refused=0, others=0.0, batches=1.0, late=0):
     """A run of a thousand requests."""
     latencies = np.concatenate([np.full(1000 - refused, seconds_each), np.full(refused, np.inf)])
     right = np.isfinite(latencies)
     cpu = {"nginx": 0.05, "worker": 0.12, "mule": 0.24, "generator": 0.03}
     spans = (np.where(right, 0.0001, np.nan), np.where(right, 0.005, np.nan))
-    counts = (1000 - refused, refused, 0, 0)
+    counts = (1000 - refused, refused, 0, late)
     return Measurement(setting, rate, 64, 2.0, 1, *counts, latencies, *spans, cpu, others, batches)
 
 

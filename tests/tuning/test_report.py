@@ -113,6 +113,14 @@ def test_the_reasons_have_the_numbers_that_they_follow_from(found):
     assert told["Was the machine quiet?"].startswith("Yes")
     found.low = measurement(found.low.setting, 40.0, 0.0055, others=0.5)
     assert list(rationale(found))[-1].answer.startswith("No: other programs took up to 50 %")
+    found.low = measurement(found.low.setting, 40.0, 0.0055, late=400)
+    told = list(rationale(found))[-1].answer
+    assert told.startswith(
+        "No: the load generator could not keep up and sent up to 40 % of the requests of a run too late"
+    )
+    # that one is full, and its connections with it
+    found.low = measurement(found.low.setting, 40.0, 0.0055, refused=400, late=400)
+    assert list(rationale(found))[-1].answer.startswith("Yes")
 
 
 def test_where_nothing_holds_it_says_what_came_nearest_and_what_is_needed(found):

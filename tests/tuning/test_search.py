@@ -28,10 +28,10 @@ class Simulated:
     # of each run: rate and seconds
     asked = []
 
-    def __init__(self, setting, line, costs, cores, others):
+    def __init__(self, setting, line, costs, cores, others, behind):
         self.setting = setting
         self._pool = Pool(setting, line, costs, cores)
-        self._others = others
+        self._others, self._behind = others, behind
         Simulated.started.append(setting)
 
     def __enter__(self):
@@ -53,8 +53,9 @@ class Simulated:
         cpu["mule"] = costs.turn_s + self._pool.line.of(1, 1) * self._pool.line.busy
         predict_s = np.full(len(latencies), self._pool.line.of(1, 1))
         seconds = len(latencies) / outcome.rate
+        late = int(next(self._behind) * len(latencies))
         return Measurement(
-            *(self.setting, rate, clients, seconds, seed, count, int((~right).sum()), 0, 0, latencies),
+            *(self.setting, rate, clients, seconds, seed, count, int((~right).sum()), 0, late, latencies),
             *(np.zeros(len(latencies)), predict_s, {role: count * one for role, one in cpu.items()}),
             *(next(self._others), 1.0),
         )
@@ -79,6 +80,7 @@ def search(alone, monkeypatch):
         settings=SETTINGS,
         seconds=10_000.0,
         others=(),
+        behind=(),
         costs=COSTS,
         truth=None,
         later=None,
@@ -87,9 +89,9 @@ def search(alone, monkeypatch):
 
         def start(setting):
             truth_now = {**(truth or {}), **((later or {}) if setting in Simulated.started else {})}
-            quiet = iter([*others, *[0.0] * 1000])
+            quiet = [iter([*shares, *[0.0] * 1000]) for shares in (others, behind)]
             line = Line(truth_now.get(setting.mules, predict_s), 0.0, 0.04, 1)
-            return Simulated(setting, line, costs, 2.0, quiet)
+            return Simulated(setting, line, costs, 2.0, *quiet)
 
         return Search(FANCY, settings, start, promise, rate, seconds, Watch()).run()
 
@@ -233,3 +235,9 @@ def test_a_run_that_others_disturb_is_made_again(search):
     assert found.low.others == 0.0 and found.full.others == 0.7
     point = found.chosen.at(700)
     assert all(run.others <= 0.1 for run in point.quiet)
+
+
+def test_a_run_for_which_the_load_generator_was_too_slow_is_made_again(search, three_and_four):
+    found = search(behind=(0.6, 0.0, 0.0, 0.8))
+    assert found.low.behind == 0.0
+    assert all(run.behind <= 0.1 for trial in found.trials for point in trial.points for run in point.runs)
