@@ -70,7 +70,11 @@ def _none(found: Found, rate: str) -> str:
     if one_s >= found.promise.limit_s:
         return f"{told} The model alone takes {_ms(one_s)} for one row: a faster model, or a longer promise, is needed."
     if found.wanted is not None:
-        return f"{told} The simulation expects it of {found.wanted.pool.setting.told()}, on a machine that is quieter."
+        wanted = found.wanted.pool.setting
+        # without a rate those that held none were tried at several
+        tried = any(trial.setting == wanted and any(point.runs for point in trial.points) for trial in found.trials)
+        why = "on a machine that is quieter" if tried else "which there was no time to try: --minutes gives more"
+        return f"{told} The simulation expects it of {wanted.told()}, {why}."
     pool = found.ranked[-1].pool if found.ranked else found.evidence.present
     cores = _cores_needed(found, pool)
     if cores:

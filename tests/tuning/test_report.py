@@ -132,6 +132,15 @@ def test_where_nothing_holds_it_says_what_came_nearest_and_what_is_needed(found)
     found.evidence.alone[1].line.__dict__["overhead_s"] = 0.005
 
 
+def test_what_the_simulation_expects_was_tried_or_was_not(found):
+    found.chosen = None
+    found.wanted = found.ranked[-1]
+    told = choice(found)
+    assert told.endswith(f"expects it of {found.wanted.pool.setting.told()}, on a machine that is quieter.")
+    found.trials = [trial for trial in found.trials if trial.setting != found.wanted.pool.setting]
+    assert choice(found).endswith("which there was no time to try: --minutes gives more.")
+
+
 def test_the_record_is_read_again(found, tmp_path):
     file = tmp_path / "tune.json"
     record.write(file, json.dumps(record.as_dict(found, FANCY)))
