@@ -96,12 +96,13 @@ but disturbs, as all else on the machine does.
 
 A request that is refused counts as one that comes too late.  The report has plots and the reasons in words; beside it
 lies all that was measured as JSON, which `capacity` reads.  Exits with 0 when a setting holds the promise, 1 when none
-does, 2 when an argument or a setting is wrong, 130 when it was interrupted.
+does, 2 when an argument or a setting is wrong or nothing could be measured, 130 when it was interrupted.
 """
 CAPACITY = """\
 Says what rate the present settings hold a promise at, and what other counts of mules would, by the same simulation as
 `tune` and without load.  It reads what `tune` measured where that is of this model and this machine, and else measures
-the model alone, which takes seconds.  Exits with 0, 1 where no rate holds it, 2 when an argument or a setting is wrong.
+the model alone, which takes seconds.  Exits with 0, 1 where no rate holds it, 2 when an argument or a setting is wrong
+or nothing could be measured.
 """
 CONFORM = """\
 Asks any server, ours or another, what the documents of its protocols say that it answers, and prints a line for each
@@ -150,11 +151,12 @@ def main(arguments: Sequence[str]) -> int:
         status: int = asked.run(asked, environ)
         return status
     except (Failed, TrialFailed) as error:
-        return _refuse(1, error)
+        # of those 1 says that nothing holds the promise
+        return _refuse(2 if asked.run in (_tune, _capacity) else 1, error)
     except SettingsError as error:
         return _refuse(2, error)
     except (ModelError, SourceError, StartError) as error:
-        return _refuse(2 if asked.run in (_serve, _list) else 1, error)
+        return _refuse(2 if asked.run in (_serve, _list, _tune, _capacity) else 1, error)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -215,13 +215,24 @@ def alive(pid):
         (("tune", "--slo", SLO, "--rate", "-3"), 2, "'-3' is not a number above 0"),
         (("tune", "--slo", SLO, "--inputs", "/none"), 2, "--inputs /none: No such file or directory"),
         (("tune", "--slo", SLO, "--report", "a.json", str(FANCY)), 2, "a.json: there all that was"),
-        (("tune", "--slo", SLO, "/none/model"), 1, "the model folder /none/model does not exist"),
+        (("tune", "--slo", SLO, "/none/model"), 2, "the model folder /none/model does not exist"),
+        (("capacity", "--slo", SLO, "/none/model"), 2, "the model folder /none/model does not exist"),
+        (("tune", "--slo", "p99.99=9ms", "--rate", "9", "--minutes", "1", str(FANCY)), 2, "--minutes 1: at 9 requests"),
         (("capacity", "--slo", "p99=0ms"), 2, "is no promise"),
     ],
 )
 def test_what_is_wrong_is_told_in_a_sentence(tmp_path, arguments, status, told):
     found, _, errors = run(tmp_path, *arguments)
     assert found == status and told in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("asked", ["tune", "capacity"])
+def test_a_model_that_nothing_can_be_measured_of_is_not_one_that_holds_nothing(tmp_path, asked):
+    (tmp_path / "model").mkdir()
+    text = (FANCY / "model.py").read_text().replace("time.sleep(0.05)", "raise RuntimeError('no weights')")
+    (tmp_path / "model" / "model.py").write_text(text)
+    found, out, errors = run(tmp_path, asked, "--slo", SLO, str(tmp_path / "model"))
+    assert found == 2 and "no weights" in errors and "Traceback" not in errors and not out
 
 
 def test_a_setting_that_is_wrong_is_told(tmp_path):
