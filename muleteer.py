@@ -392,11 +392,11 @@ def _tune(asked: argparse.Namespace, environ: dict[str, str]) -> int:
 
     report, inputs = asked.report and asked.report.absolute(), asked.inputs and asked.inputs.absolute()
     try:
-        with interruptible():
-            about = _tuned(asked, environ)
-            return tune(about, asked.rate, asked.minutes, inputs, report, asked.write, asked.json)
+        interruptible()
+        about = _tuned(asked, environ)
+        return tune(about, asked.rate, asked.minutes, inputs, report, asked.write, asked.json)
     except KeyboardInterrupt:
-        return _refuse(130, "interrupted; what was started has ended, and nothing is written")
+        return _refuse(130, "interrupted; what was started has ended")
     except (NoCompiler, IniError, TooLittleTime, TuneFailed) as error:
         return _refuse(2, error)
     except StackFailed as error:

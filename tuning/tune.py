@@ -8,8 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -52,9 +51,8 @@ class Asked:
     promise: Promise
 
 
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Let signals end what was started before they end this process."""
+def interruptible() -> None:
+    """From now on let signals end what was started before they end this process."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         # another one does not break off the end
@@ -64,7 +62,6 @@ def interruptible() -> Iterator[None]:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
-    yield
 
 
 def tune(
