@@ -121,6 +121,14 @@ def test_the_fewest_mules_that_hold_the_rate_are_chosen(search):
     assert {round(point.rate) for point in found.chosen.points} == {350, 525, 700, 770, 1400}
 
 
+@pytest.mark.parametrize("rate", [150, 250, 450])
+def test_fewer_mules_than_the_arithmetic_needs_are_never_chosen(search, rate):
+    found = search(rate=rate)
+    # of 5.1 ms each
+    assert rate * 0.0051 <= found.chosen.setting.mules <= rate * 0.0051 + 2
+    assert sum(P99.holds(P99.of(run.latencies)) for run in found.chosen.at(rate).runs) >= 2
+
+
 def test_the_server_is_believed_where_the_simulation_is_wrong(search):
     # five are slower together than one is alone
     found = search(rate=700, truth={5: 0.0068})
