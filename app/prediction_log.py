@@ -131,7 +131,9 @@ class PredictionLog:
         except Exception:
             log.exception("the prediction log has ended")
         finally:
-            self._ends = True
+            with self._lock:
+                self._ends = True
+                self._counts.drop_rest()
 
     def _turn(self, now: float) -> None:
         """Write what is there, and end the files that are due."""
@@ -139,13 +141,15 @@ class PredictionLog:
             ends = self._ends
             entries, self._entries = self._entries, []
             size = self._bytes
-        self._folder.write(entries, now)
-        self._folder.finish(now, everything=ends)
-        with self._lock:
-            self._bytes -= size
-            self._counts.count(Kept.WRITTEN, self._folder.written)
-            self._counts.count(Kept.DROPPED, self._folder.dropped)
-        self._folder.written = self._folder.dropped = 0
+        try:
+            self._folder.write(entries, now)
+            self._folder.finish(now, everything=ends)
+        finally:
+            with self._lock:
+                self._bytes -= size
+                self._counts.count(Kept.WRITTEN, self._folder.written)
+                self._counts.count(Kept.DROPPED, self._folder.dropped)
+            self._folder.written = self._folder.dropped = 0
 
 
 class Folder:
@@ -220,12 +224,14 @@ class Folder:
             os.close(folder)
 
     def _close(self, file: "_File") -> None:
+        import pyarrow
+
         before = file.bytes
         try:
             file.close()
             self._added += file.bytes - before
             self.written += file.rows
-        except OSError as error:
+        except (OSError, pyarrow.ArrowException) as error:
             self.dropped += file.rows
             self._complain(error)
 
@@ -283,7 +289,7 @@ class _File:
             raise
 
     def close(self) -> None:
-        """Give it its name.  OSError where it cannot be written, and is gone."""
+        """Give it its name.  OSError or ArrowException where it cannot be written, and is gone."""
         try:
             self._writer.close()
             self._file.flush()
@@ -291,8 +297,11 @@ class _File:
             if self.failed:
                 raise OSError("a part of it is missing")
             self._part.rename(self._whole)
-        except OSError:
-            self._part.unlink(missing_ok=True)
+        except BaseException:
+            # it would try once more when nobody is there to hear of it
+            self._writer.is_open = False
+            with suppress(OSError):
+                self._part.unlink(missing_ok=True)
             raise
         finally:
             with suppress(OSError):

@@ -246,6 +246,10 @@ class Kept:
     def start_worker(self, number: int) -> None:
         """In a fresh worker, counted from 1: what its predecessor had not written is lost."""
         self._first = 3 * self._known.place(number - 1)
+        self.drop_rest()
+
+    def drop_rest(self) -> None:
+        """What this worker meant and has not written by now is lost."""
         meant, written, dropped = self._numbers[self._first : self._first + 3]
         self.count(self.DROPPED, meant - written - dropped)
 

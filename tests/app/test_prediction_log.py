@@ -162,6 +162,38 @@ def test_what_does_not_fit_onto_the_disk_is_dropped_and_counted_and_told_once(se
     assert folder.written == 2
 
 
+def test_a_file_that_arrow_cannot_end_is_dropped_and_counted_and_the_next_one_is_written(settings, monkeypatch, caplog):
+    counts = Kept(1)
+    kept = PredictionLog(settings, counts)
+    kept._hurry = os.eventfd(0, os.EFD_CLOEXEC)
+    with monkeypatch.context() as broken:
+        broken.setattr(pyarrow.parquet.ParquetWriter, "close", lambda _: raises(pyarrow.ArrowInvalid("no end")))
+        kept.offer(numbers())
+        kept._ends = True
+        kept._turn(0)
+        kept._ends = False
+    assert not list(Path(settings.prediction_log_dir).iterdir()) and "rows are dropped: no end" in caplog.text
+    kept.offer(numbers(3))
+    kept._ends = True
+    kept._turn(1)
+    assert [counts.total(what) for what in range(3)] == [5, 3, 2] and len(rows_of(settings)) == 3
+
+
+def test_what_nobody_foresaw_ends_the_log_and_all_that_waits_is_counted_as_dropped(settings, monkeypatch, caplog):
+    counts = Kept(1)
+    kept = PredictionLog(settings, counts)
+    monkeypatch.setattr(Folder, "write", lambda *_: raises(RuntimeError("a fault")))
+    kept.start_worker(1)
+    kept.offer(numbers())
+    kept._thread.join(60)
+    kept.offer(numbers(3))
+    assert [counts.total(what) for what in range(3)] == [5, 0, 5] and "the prediction log has ended" in caplog.text
+
+
+def raises(error):
+    raise error
+
+
 def test_what_is_too_much_to_wait_is_dropped_at_once(settings):
     counts = Kept(2)
     kept = PredictionLog(settings, counts)
