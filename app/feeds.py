@@ -71,6 +71,7 @@ class Feeds:
         # whether StatsD has been told of what is counted there
         self._begun = known.map("statsd", "", 1, 1)
         self._turn = turn
+        self._turn_file: int | None = None
         self._started = False
 
     def start(self) -> None:
@@ -78,19 +79,22 @@ class Feeds:
         self._started = True
         for name, send in self._sends.items():
             threading.Thread(target=_keep_sending, args=(name, send), name=name, daemon=True).start()
-        if self._statsd is not None:
-            threading.Thread(target=self._tell_statsd, args=(self._statsd,), name="statsd", daemon=True).start()
+        if (statsd := self._statsd) is not None:
+            args = ("statsd", lambda: self._tell_statsd(statsd))
+            threading.Thread(target=_keep_sending, args=args, name="statsd", daemon=True).start()
 
     def _tell_statsd(self, statsd: "StatsD") -> None:
-        """All of a thread's life: who told it before, and another uWSGI that still finishes, has to end first."""
-        turn = os.open(self._turn, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        if self._begun[0]:
-            # that one has told nearly all of it
-            statsd.skip()
-        self._begun[0] = 1
-        self._sends["statsd"] = statsd.send
-        _keep_sending("statsd", statsd.send)
+        """Who told it before, and another uWSGI that still finishes, has to end first."""
+        if "statsd" not in self._sends:
+            if self._turn_file is None:
+                self._turn_file = os.open(self._turn, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._turn_file, fcntl.LOCK_EX)
+            if self._begun[0]:
+                # that one has told nearly all of it
+                statsd.skip()
+            self._begun[0] = 1
+            self._sends["statsd"] = statsd.send
+        statsd.send()
 
     def stop(self) -> None:
         """What has come since the last time, but not for long."""
@@ -105,14 +109,18 @@ class Feeds:
 
 
 def _keep_sending(name: str, send: Send) -> None:
+    """All of a thread's life."""
     logged = -_LOG_S
     while True:
         try:
             send()
-        except OSError as error:
+        except Exception as error:
             if time.monotonic() - logged > _LOG_S:
                 logged = time.monotonic()
-                log.warning("%s takes no metrics (%s in uwsgi.ini): %s", name, name, error)
+                if isinstance(error, OSError):
+                    log.warning("%s takes no metrics (%s in uwsgi.ini): %s", name, name, error)
+                else:
+                    log.exception("no metrics can be made for %s (%s in uwsgi.ini)", name, name)
         time.sleep(PERIOD_S)
 
 

@@ -8,6 +8,7 @@ Runs in:  worker, the one that no prediction goes to; another one in its place b
 Units:    seconds; milliseconds in points, whose names say so.
 """
 
+import logging
 import threading
 import time
 from collections import Counter, deque
@@ -29,6 +30,8 @@ _NOW_POINTS = 3
 # the whole, and the parts of what was answered
 STAGES = ("total", *counts.STAGES)
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+
+log = logging.getLogger("muleteer.console")
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,18 @@ class History:
         threading.Thread(target=self._look, name="history", daemon=True).start()
 
     def _look(self) -> None:
+        """All of the thread's life."""
+        fails = False
         while True:
             time.sleep(EVERY_S)
-            self.add(self._take())
+            try:
+                self.add(self._take())
+                fails = False
+            except Exception:
+                # once, until it can look again
+                if not fails:
+                    log.exception("the live page has no points of these seconds")
+                fails = True
 
     def add(self, look: Look) -> None:
         """One look more, and what has happened since the one before."""

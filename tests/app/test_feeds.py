@@ -1,13 +1,16 @@
 """What StatsD is told: a real socket, and metrics that grow as a server's do."""
 
 import socket
+import threading
 from collections import Counter
 
 import pytest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from app.feeds import StatsD
+from app import feeds
+from app.feeds import Feeds, StatsD
+from serving.memory import Memory
 
 BOUNDS = ("0.001", "0.01", "0.1", "+Inf")
 
@@ -131,3 +134,30 @@ def test_what_another_has_told_is_skipped(feed, counts, receiver):
     counts.requests["/predict", ""] = 6
     feed.send()
     assert receiver.read()["requests_total.code.none.route._predict"] == "1|c"
+
+
+@pytest.mark.parametrize("begun", [0, 1])
+def test_metrics_that_cannot_be_made_once_are_told_later(counts, receiver, tmp_path, monkeypatch, caplog, begun):
+    monkeypatch.setattr(feeds, "PERIOD_S", 0.001)
+    over = threading.Event()
+
+    class Broken(Collector):
+        calls = 0
+
+        def collect(self):
+            self.calls += 1
+            if self.calls < 3:
+                raise KeyError("a fault")
+            if self.calls == 6:
+                over.set()
+                threading.Event().wait()
+            yield from counts.collect()
+
+    counts.depth = 7
+    told = Feeds(Broken(), "here:80", None, receiver.socket.getsockname(), Memory(), tmp_path / "turn")
+    told._begun[0] = begun
+    told.start()
+    assert over.wait(60)
+    receiver.socket.setblocking(True)
+    assert b"queue_depth:7|g" in receiver.socket.recv(65536)
+    assert caplog.text.count("no metrics can be made for statsd") == 1

@@ -1,8 +1,11 @@
 """The last minutes: percentiles of buckets, and points that are differences."""
 
+import threading
+
 import numpy as np
 import pytest
 
+from app.console import history as module
 from app.console.history import STAGES, History, Look, percentile
 from serving import counts
 from serving.counts import BOUNDS_S, BUCKETS
@@ -87,3 +90,21 @@ def test_the_latency_of_now_is_that_of_the_last_seconds():
 
 def test_the_stages_are_those_that_are_counted():
     assert ("total", *counts.STAGES) == STAGES
+
+
+def test_a_look_that_fails_is_told_once_and_the_next_ones_are_taken(monkeypatch, caplog):
+    monkeypatch.setattr(module, "EVERY_S", 0.001)
+    looks, over = iter([look(0.0), None, None, look(5.0), None, look(10.0)]), threading.Event()
+
+    def take():
+        found = next(looks, over)
+        if found is over:
+            over.set()
+            threading.Event().wait()
+        return found if found is not None else {}["a fault"]
+
+    history = History(take)
+    history.start()
+    assert over.wait(60)
+    assert [point["at"] for point in history.points()] == [5.0, 10.0]
+    assert caplog.text.count("has no points of these seconds") == 2 and "KeyError: 'a fault'" in caplog.text
