@@ -11,6 +11,7 @@ Source:   https://nginx.org/en/docs/http/ngx_http_stub_status_module.html
 import ctypes
 import fcntl
 import http.client
+import logging
 import os
 import re
 import socket
@@ -35,6 +36,8 @@ _MOST_BYTES = 1 << 18
 _PATIENCE_S = 1.0
 # linux/falloc.h: the size stays, and the blocks are free
 _PUNCH_HOLE = 0x01 | 0x02
+
+log = logging.getLogger("muleteer.front")
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Front:
         fcntl.flock(lines, fcntl.LOCK_EX)
         mark = os.open(run_dir / "answers.read", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         start = int.from_bytes(os.pread(mark, 8, 0))
+        fails = False
         while True:
             read, _, _ = os.pread(lines, _MOST_BYTES, start).rpartition(b"\n")
             if not read:
@@ -87,9 +91,16 @@ class Front:
                 # where the disk was full, a line may be half of one
                 if match := _LINE.fullmatch(line):
                     status, code, seconds, id, method, at, traceparent, path = match.groups()
-                    count(path, status, code, float(seconds), id)
-                    if trace is not None and at:
-                        trace(path, status, code, float(seconds), id, method, float(at), traceparent)
+                    try:
+                        count(path, status, code, float(seconds), id)
+                        if trace is not None and at:
+                            trace(path, status, code, float(seconds), id, method, float(at), traceparent)
+                        fails = False
+                    except Exception:
+                        # once, until another goes well: there may be many
+                        if not fails:
+                            log.exception("what nginx answered was not counted or traced", extra={"request_id": id})
+                        fails = True
             start += len(read) + 1
             with suppress(OSError):
                 os.pwrite(mark, start.to_bytes(8), 0)

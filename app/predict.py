@@ -98,9 +98,11 @@ class Predict:
         start = time.monotonic()
         request_id = problems.request_id(environ)
         version, rows, batch_rows, code, stages, accept_s = ANY, 0, 0, "", _NONE, 0.0
-        trace = self._traces.begin(environ) if self._traces is not None else None
+        trace = None
         try:
             try:
+                if self._traces is not None:
+                    trace = self._traces.begin(environ)
                 if passed_on := environ.get("HTTP_X_PASSED_ON"):
                     # it may have waited in the socket's backlog since nginx passed it on, by the clock of the host
                     accept_s = max(0.0, time.time() - float(passed_on))
@@ -138,7 +140,11 @@ class Predict:
             self._transport.seat(), route.dialect.name, answer[0], code, version, total_s, request_id, rows, stages
         )
         if trace is not None:
-            trace.end(environ, route.dialect.name, start, accept_s, answer[0], code, request_id, version, rows)
+            try:
+                trace.end(environ, route.dialect.name, start, accept_s, answer[0], code, request_id, version, rows)
+            except Exception:
+                # the client has its answer all the same
+                log.exception("a request was not traced", extra={"request_id": request_id})
         return answer
 
     def _predict(

@@ -46,7 +46,7 @@ class Double:
 class Chain:
     """One app; its replicas run once they are asked to."""
 
-    def __init__(self, model=None, transport=None, plan=None, loads=None, **settings):
+    def __init__(self, model=None, transport=None, plan=None, loads=None, traces=None, **settings):
         self.model = model or Double()
         self.signature = signature(self.model.inputs, self.model.outputs)
         self.transport = transport or MemoryTransport(replicas=3)
@@ -65,7 +65,7 @@ class Chain:
             settings.cache_items,
         )
         parts = self.transport, self.board, self.quarantine, self.plan, self.metrics
-        self.app = create_app(settings, *parts, loads=loads)
+        self.app = create_app(settings, *parts, loads=loads, traces=traces)
         self._clients = {"short cut": Client(self.app.wsgi_app), "flask": Client(self.app.wsgi_app.flask_door)}
         self._stopped = threading.Event()
         self._threads = []

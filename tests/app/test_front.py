@@ -54,6 +54,20 @@ def test_a_line_that_is_none_stops_nothing(run_dir):
     assert found == [("/predict", "503", "queue_full", 0.001, "an-id")]
 
 
+def test_a_line_that_nobody_can_trace_is_told_once_and_the_next_ones_are_counted(run_dir, caplog):
+    found, traced = [], []
+
+    def trace(*told):
+        traced.append(told)
+        if len(traced) < 3:
+            raise ValueError("a fault")
+
+    Front(run_dir).read(lambda *told: found.append(told), trace)
+    write(run_dir, "503 queue_full 0.001 an-id POST 1700000000.000 - /predict\n" * 4)
+    until(lambda: len(traced) == 4)
+    assert len(found) == 4 and caplog.text.count("ValueError: a fault") == 1
+
+
 def test_the_next_worker_goes_on_where_the_one_before_stopped(run_dir):
     write(run_dir, LINE * 2)
     read, wrote = os.pipe()

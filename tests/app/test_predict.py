@@ -10,11 +10,13 @@ from dataclasses import replace
 import pytest
 
 from app import predict, problems
+from app.traces import Trace, Traces
 from serving.errors import ReplicaCrashed
 from serving.ledger import ANY, Ticket
 from serving.memory_transport import MemoryTransport
 from serving.plan import Plan, PlanFile, Release
 from serving.quarantine import digest
+from serving.spans import Spans
 from serving.store import State
 from serving.task import Reply
 from serving.wire import decode_task, encode_reply
@@ -518,3 +520,21 @@ def test_a_label_is_for_the_version_that_says_so_until_the_plan_knows_another(ma
     chain.board.records[0].describe(replace(card, labels=("stable", "canary")))
     for name in ("stable", "canary"):
         assert chain.post(b'{"x": [1]}', X_Model_Version=name).headers["X-Model-Version"] == "3"
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_fault_before_a_trace_begins_is_a_problem_that_is_told_and_counted(make_chain, monkeypatch, caplog, door):
+    monkeypatch.setattr(Traces, "begin", lambda *_: {}["a fault"])
+    chain = make_chain(traces=Traces(Spans("http://127.0.0.1:9", 1.0))).serve()
+    check_problem(chain.post(GOOD, door, X_Request_ID="a-9"), 500, "internal", "the server failed")
+    assert "the handler failed" in caplog.text and "KeyError: 'a fault'" in caplog.text
+    assert b'code="internal"' in chain.get("/metrics").data
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_fault_when_a_trace_ends_costs_nobody_an_answer(make_chain, monkeypatch, caplog, door):
+    monkeypatch.setattr(Trace, "end", lambda *_: {}["a fault"])
+    chain = make_chain(traces=Traces(Spans("http://127.0.0.1:9", 1.0))).serve()
+    assert chain.post(GOOD, door, X_Request_ID="a-9").status == "200 OK"
+    (told,) = [record for record in caplog.records if record.message == "a request was not traced"]
+    assert told.request_id == "a-9" and told.exc_info
