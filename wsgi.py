@@ -7,6 +7,7 @@ import ctypes
 import logging
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import reload
@@ -39,6 +40,8 @@ board = Board(settings.mules, settings.heartbeat_timeout_ms / 1000, settings.lon
 plan, drain_file = PlanFile(Path(os.environ["RUN_DIR"], "plan.json")), Path(os.environ["RUN_DIR"], "drain")
 # by chance, others on this machine begin somewhere else
 first_processor = os.urandom(1)[0]
+# of a worker or mule: what it calls when it ends, so that its last errors are told
+last_words: list[Callable[[], None]] = []
 
 
 def load() -> tuple[bool, str]:
@@ -100,12 +103,16 @@ def start_process() -> None:
     id = uwsgi_transport.mule_id()
     name = f"mule {id}" if id else f"worker {uwsgi_transport.worker_id()}"
     log.rename(name)
-    tell_last = sentry.start(settings.sentry_dsn, name) if settings.sentry_dsn else None
+    if settings.sentry_dsn:
+        last_words.append(sentry.start(settings.sentry_dsn, name))
     if not id:
         # glibc gives every few threads a heap, which all fill up over hours; two do for threads that take turns
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
-        transport.start_worker()
         number = uwsgi_transport.worker_id()
+        if died := transport.start_worker():
+            about = {"about": {"worker": number}}
+            told = "worker %d died (process %d); this one follows it"
+            logging.getLogger("muleteer").error(told, number, died, extra=about)
         # the one that answers health
         control = number > settings.prediction_workers
         metrics.start_worker(number, control, None if traces is None else traces.add_own)
@@ -148,17 +155,20 @@ def start_process() -> None:
     finally:
         if spans is not None:
             spans.stop()
-        if tell_last:
-            tell_last()
+        for tell in last_words:
+            tell()
         # uWSGI respawns it; Python's own exit could hang in a framework's threads
         os._exit(status)
 
 
 def end_worker() -> None:
     """What a worker does last."""
+    transport.end_worker()
     feeds.stop()
     if spans is not None:
         spans.stop()
+    for tell in last_words:
+        tell()
 
 
 uwsgi_transport.after_fork(start_process)

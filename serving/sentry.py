@@ -1,4 +1,4 @@
-"""Errors, told to Sentry: models that raise, faults of the server, deaths of mules and loads that fail.
+"""Errors, told to Sentry: models that raise, faults of the server, deaths of mules and workers, and loads that fail.
 
 What our own loggers log as an error becomes an event: the first of each kind at once, then one a minute.  It has the
 traceback without its variables, and no input; but what a model says as it raises may quote one.  A thread makes and

@@ -81,9 +81,13 @@ class UwsgiTransport(Transport):
         self._epoll: select.epoll | None = None
         self._pids = memoryview(mmap.mmap(-1, 8 * settings.processes)).cast("q")
 
-    def start_worker(self) -> None:
-        """In a fresh worker: its seats are its own, and nobody waits there."""
+    def start_worker(self) -> int:
+        """In a fresh worker: its seats are its own, and nobody waits there.
+
+        Gives the pid of the one before it if that has died, and 0 otherwise.
+        """
         number = worker_id() - 1
+        died = self._pids[number]
         self._pids[number] = os.getpid()
         self._own_seats = self._seats_of[number] if number < len(self._seats_of) else range(0)
         self._numbers = itertools.count(self._own_seats.start)
@@ -91,6 +95,11 @@ class UwsgiTransport(Transport):
         for seat in self._own_seats:
             with suppress(BlockingIOError):
                 os.eventfd_read(self._wakers[seat])
+        return died
+
+    def end_worker(self) -> None:
+        """In a worker that ends in good order: it does not die."""
+        self._pids[worker_id() - 1] = 0
 
     def start_replica(self, id: int, alive: Callable[[], int] = lambda: 1) -> None:
         """In a mule that is a replica now: watch the doorbell."""

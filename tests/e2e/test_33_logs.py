@@ -491,6 +491,33 @@ def test_a_load_that_fails_is_told(start, tmp_path, receiver):
     assert failed["tags"].items() >= {"model": "broken", "version": "1", "engine": "python"}.items()
 
 
+def test_the_death_of_a_worker_is_told_and_its_end_is_not(start, echo, receiver):
+    server = start(MODEL=echo, MULES=1, SENTRY_DSN=receiver.dsn).wait_ready()
+    (health,) = set(server.processes()["worker"]) - set(server.prediction_workers())
+    victims = [server.prediction_workers()[0], health]
+    for victim in victims:
+        os.kill(victim, signal.SIGSEGV if victim == health else signal.SIGKILL)
+    wait_until(lambda: len(receiver.events) == 2, "both deaths are told")
+    told = {(event["tags"]["process"], event["tags"]["worker"], words(event)) for event in receiver.events}
+    assert {words.partition("(process ")[2].partition(")")[0] for _, _, words in told} == {*map(str, victims)}
+    assert all(process == f"worker {number}" and " died " in words for process, number, words in told)
+    assert server.stop() == 0
+    assert len(receiver.events) == 2
+
+
+def test_what_a_worker_says_last_is_told(start, echo, receiver, tmp_path):
+    kept = tmp_path / "kept"
+    prediction_log = {"SERVING_PREDICTION_LOG_SAMPLE": "1", "SERVING_PREDICTION_LOG_DIR": kept}
+    server = start(MODEL=echo, MULES=1, SENTRY_DSN=receiver.dsn, **prediction_log).wait_ready()
+    assert server.predict(row()).status == 200
+    wait_until(lambda: [*kept.glob("*.part")], "a file is begun")
+    # it gets no name when the worker ends
+    kept.rename(tmp_path / "gone")
+    assert server.stop() == 0
+    (event,) = receiver.events
+    assert "cannot be written, and rows are dropped" in words(event)
+
+
 def test_nobody_waits_for_a_sentry_that_does_not_answer(start, echo):
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         dsn = f"http://key@127.0.0.1:{deaf.getsockname()[1]}/1"
