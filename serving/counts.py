@@ -302,7 +302,7 @@ class Counts:
         self.requests = Requests(threads, workers, known)
         self.batches = Batches(replicas, known)
         self.names = Names(known)
-        self.failures = Failures(threads, workers)
+        self.failures = Failures(threads, workers, known)
         self.kept = Kept(workers, known)
 
     def start_worker(self, number: int) -> None:

@@ -1,7 +1,8 @@
 """The last requests that failed, by their ids, in memory that all processes share: each ring has one writer.
 
 A ring is of a thread that predicts, or of all that is no prediction in a worker, as in serving/counts.py.  It outlives
-its writer, and who follows goes on where that one stopped.  What came before the newest of a ring is forgotten.
+its writer, and who follows goes on where that one stopped, in the next uWSGI too (serving/memory.py).  What came before
+the newest of a ring is forgotten.
 
 Made before the fork, and so shared.
 
@@ -9,12 +10,13 @@ Runs in:  both.
 Units:    seconds; times are those of time.time().
 """
 
-import mmap
 import threading
 import time
 from typing import NamedTuple
 
 import numpy as np
+
+from serving.memory import Memory
 
 ID_BYTES = 64
 # of each ring
@@ -35,14 +37,16 @@ class Failure(NamedTuple):
 class Failures:
     """A ring for each thread that predicts, and one for each worker's others."""
 
-    def __init__(self, threads: int, workers: int) -> None:
+    def __init__(self, threads: int, workers: int, known: Memory | None = None) -> None:
+        self._known = known or Memory()
         self._threads = self._others = threads
+        layout = (PLACES, _NUMBERS)
         # mapped, and used only where something failed
-        self._memory = mmap.mmap(-1, 8 * (threads + workers) * PLACES * _NUMBERS)
+        self._memory = self._known.map("failures", layout, 8 * PLACES * _NUMBERS, threads + workers)
         self._integers = memoryview(self._memory).cast("q")
         self._seconds = memoryview(self._memory).cast("d")
         # of each ring, how many there have been
-        self._written = memoryview(mmap.mmap(-1, 8 * (threads + workers))).cast("q")
+        self._written = memoryview(self._known.map("failed", layout, 8, threads + workers)).cast("q")
         self._lock = threading.Lock()
 
     def start_worker(self, number: int) -> None:
@@ -56,6 +60,7 @@ class Failures:
 
     def note(self, ring: int, end: int, took_s: float, id: str) -> None:
         """Note one that failed, in its thread."""
+        ring = self._known.place(ring)
         written = self._written[ring]
         place = (ring * PLACES + written % PLACES) * _NUMBERS
         # nobody takes half of one: it has no time meanwhile

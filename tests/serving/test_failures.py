@@ -3,7 +3,9 @@
 import os
 import threading
 
+from serving import memory
 from serving.failures import ID_BYTES, PLACES, Failures
+from serving.memory import Memory
 
 
 def ids(failures, most=1000):
@@ -47,6 +49,31 @@ def test_who_follows_one_that_died_goes_on_where_it_stopped():
     os.waitpid(child, 0)
     failures.note(1, 5, 0.1, "after")
     assert ids(failures) == ["after", "before"]
+
+
+def test_the_next_uwsgi_goes_on_with_more_rings_or_fewer_and_each_has_a_side_of_its_own():
+    file = memory.make()
+    first = Failures(3, 2, Memory(file, 0))
+    first.start_worker(2)
+    first.note(0, 5, 0.1, "a thread of the first")
+    first.note_other(5, 0.1, "another of the first")
+    second = Failures(1, 1, Memory(file, 1))
+    # both write while one takes over from the other
+    second.note(0, 5, 0.1, "a thread of the second")
+    first.note(0, 5, 0.1, "the last of the first")
+    third = Failures(9, 1, Memory(file, 0))
+    third.note(8, 5, 0.1, "a thread of the third")
+    third.note(0, 5, 0.1, "the last of the third")
+    found = [
+        "the last of the third",
+        "a thread of the third",
+        "the last of the first",
+        "a thread of the second",
+        "another of the first",
+        "a thread of the first",
+    ]
+    assert ids(third) == ids(Failures(1, 1, Memory(file, 1))) == found
+    os.close(file)
 
 
 def test_half_of_one_is_not_told():
