@@ -46,4 +46,5 @@ def need(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         library = module.partition(".")[0].replace("PIL", "pillow")
-        raise UnsupportedMedia(f"this needs {library}, which is not installed: pip install '.[media]'") from None
+        reason = f"this needs {library}, which is not installed: pip install -c constraints.txt '.[media]'"
+        raise UnsupportedMedia(reason) from None

@@ -265,7 +265,8 @@ class Settings:
         # never with its value
         if self.sentry_dsn and not importlib.util.find_spec("sentry_sdk"):
             raise SettingsError(
-                "[serving] sentry_dsn is set, and sentry-sdk is missing; pip install '.[sentry]', or leave it empty"
+                "[serving] sentry_dsn is set, and sentry-sdk is missing; pip install -c constraints.txt '.[sentry]', or"
+                " leave it empty"
             )
         if self.sentry_dsn and not _DSN.fullmatch(self.sentry_dsn):
             raise SettingsError(
@@ -279,7 +280,7 @@ class Settings:
         if not importlib.util.find_spec("pyarrow"):
             raise SettingsError(
                 f"[serving] prediction_log_sample = {self.prediction_log_sample}: it writes Parquet files, for which"
-                " pyarrow is missing; pip install '.[media]', or 0 would do"
+                " pyarrow is missing; pip install -c constraints.txt '.[media]', or 0 would do"
             )
         if not self.prediction_log_dir:
             reason = f"prediction_log_sample = {self.prediction_log_sample} needs a folder for its files"
@@ -460,9 +461,10 @@ def _serving_values(section: Mapping[str, list[str]], environ: Mapping[str, str]
     values: dict[str, Any] = {}
     for key, text in found.items():
         if key not in settings:
+            # never with its value: it may be a secret whose name is mistyped
             close = difflib.get_close_matches(key, settings, 1)
             fix = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(settings)}"
-            raise SettingsError(f"[serving] {key} = {text}: there is no such setting; {fix}")
+            raise SettingsError(f"[serving] {key}: there is no such setting; {fix}")
         kind = settings[key].type
         values[key] = _READ[kind](key, text)
     return values

@@ -167,7 +167,7 @@ def test_a_taken_port_is_refused(start):
         ({"WORKERS": "1"}, "processes = 1: it must be 2 or more; 2 would do"),
         ({"QUEUE": "64"}, "queue = 64: it must be 512 or more: four for each prediction thread"),
         ({"SERVING_DEADLINE_MS": "60000"}, "[serving] stop_timeout_s = 9: what is in flight may take deadline_ms"),
-        ({"SERVING_DEDLINE_MS": "1"}, "[serving] dedline_ms = 1: there is no such setting; did you mean deadline_ms?"),
+        ({"SERVING_DEDLINE_MS": "1"}, "[serving] dedline_ms: there is no such setting; did you mean deadline_ms?"),
         ({"INI": "/nowhere.ini"}, "/nowhere.ini: No such file or directory; give the path of a uwsgi.ini"),
         ({"RUN_DIR": "/tmp/a$b"}, "RUN_DIR=/tmp/a$b has a '$', which nginx and uWSGI read as something else"),
         (

@@ -211,10 +211,10 @@ def test_a_value_at_its_limit_is_accepted(read, values, accepted):
         ({"QUEUE": "9" * 5000}, "it must be a whole number, for example 8"),
         ({"SERVING_DEADLINE_MS": "5.5"}, "[serving] deadline_ms = 5.5: it must be a whole number, for example 8"),
         ({"SERVING_LOG_LEVEL": "LOUD"}, "[serving] log_level = LOUD: it is one of debug, info, warning, error"),
-        ({"SERVING_DEADLIN_MS": "5"}, "deadlin_ms = 5: there is no such setting; did you mean deadline_ms?"),
+        ({"SERVING_DEADLIN_MS": "5"}, "deadlin_ms: there is no such setting; did you mean deadline_ms?"),
         (
             {"SERVING_X": "5"},
-            "[serving] x = 5: there is no such setting; the keys are model, version_policy, version_poll_s, ",
+            "[serving] x: there is no such setting; the keys are model, version_policy, version_poll_s, ",
         ),
     ],
 )
@@ -226,13 +226,35 @@ def test_the_environment_overrides_the_file(read, refused, environ, values):
         assert {name: getattr(settings, name) for name in values} == values
 
 
+def test_a_secret_whose_name_is_mistyped_is_not_told(refused):
+    secret = "https://topsecret@sentry.example/7"
+    for told in (
+        refused(environ={"SERVING_SENTRY_DSNN": secret}),
+        refused(SHIPPED.read_text().replace("sentry_dsn =", f"sentry_dns = {secret}")),
+    ):
+        assert "there is no such setting; did you mean sentry_dsn?" in told and "topsecret" not in told
+
+
+@pytest.mark.parametrize(
+    ("values", "extra"),
+    [
+        ({"SENTRY_DSN": "https://key@sentry.example/7"}, "sentry"),
+        ({"SERVING_PREDICTION_LOG_SAMPLE": "1", "SERVING_PREDICTION_LOG_DIR": "run/predictions"}, "media"),
+    ],
+)
+def test_what_a_setting_lacks_is_installed_with_the_versions_that_were_tried(refused, monkeypatch, values, extra):
+    # as where there is nothing of it
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert f"pip install -c constraints.txt '.[{extra}]'" in refused(environ=values)
+
+
 @pytest.mark.parametrize(
     ("line", "instead", "told"),
     [
         (
             "max_batch_rows = 32",
             "max_batch_row = 32",
-            "max_batch_row = 32: there is no such setting; did you mean max_b",
+            "max_batch_row: there is no such setting; did you mean max_b",
         ),
         ("max_batch_rows = 32", "max_batch_rows 32", r":\d+: 'max_batch_rows 32' is not key = value"),
         ("max_batch_rows = 32", "max_batch_rows = 32 ; rows", "max_batch_rows = 32 ; rows: it must be a whole number"),

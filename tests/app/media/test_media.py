@@ -193,7 +193,7 @@ def test_what_is_not_installed_is_named_with_its_extra(chain, monkeypatch):
         # as where there is none
         monkeypatch.setitem(sys.modules, module, None)
         media.encoder.cache_clear()
-        told = f"this needs {library}, which is not installed: pip install '.[media]'"
+        told = f"this needs {library}, which is not installed: pip install -c constraints.txt '.[media]'"
         for type in types:
             check_problem(chain.post(BODIES[type], Content_Type=type), 415, "media_type", told)
             check_problem(
