@@ -3,6 +3,8 @@
 Runs in:  worker.
 """
 
+from typing import Any
+
 from app.openapi import media
 from app.openapi.operation import JSON, TEXT, Body, Errors, Example, Operation, prediction
 from app.openapi.predict import forms
@@ -85,10 +87,21 @@ def _invocations(model: Model) -> tuple[dict[str, Body], dict[str, Body]]:
     taken = Body({"anyOf": [*envelopes.schema["anyOf"], *schemas, by_name(signature.inputs)]}, examples)
     rows = answers.schema["anyOf"][0]["properties"]["predictions"]
     given = Body(
-        {"anyOf": [*answers.schema["anyOf"], by_name(signature.outputs), rows]},
+        _or_nan({"anyOf": [*answers.schema["anyOf"], by_name(signature.outputs), rows]}),
         {"rows": answers.examples["rows"], "one row": Example({name: one(tensor) for name, tensor in outputs.items()})},
     )
     return {JSON: taken, **media.taken(model)}, {JSON: given, **media.given(model)}
+
+
+def _or_nan(schema: Any) -> Any:
+    """With NaN, which null in a table becomes, and which no type of JSON Schema has."""
+    if isinstance(schema, list):
+        return [_or_nan(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("type") == "number":
+        return {"description": f"A number ({schema.get('format', 'number')}), or NaN."}
+    return {name: _or_nan(part) for name, part in schema.items()}
 
 
 def _predictions(model: Model) -> tuple[dict[str, Body], dict[str, Body]]:

@@ -237,7 +237,7 @@ def test_calls_are_logged_with_their_status(server, client):
     with suppress(InferenceServerException):
         client.infer("none", [image()], headers={"x-request-id": "who-asks"})
     line = server.access("who-asks")
-    assert (line["path"], line["grpc_status"]) == ("/inference.GRPCInferenceService/ModelInfer", "5")
+    assert (line["path"], line["grpc_status"]) == ("/inference.GRPCInferenceService/ModelInfer", 5)
 
 
 # ---- tensors of all kinds
