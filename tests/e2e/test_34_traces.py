@@ -34,6 +34,8 @@ INTERNAL, SERVER = 1, 2
 ERROR = 2
 # a reply tells its queue's milliseconds in 32 bits
 ROUNDED_NS = 1000
+# nginx knows milliseconds
+NGINX_NS = 2_000_000
 SLOW = """
 import os
 import time
@@ -226,8 +228,7 @@ def test_a_request_is_one_trace_from_its_client_to_the_batch(traced, collector):
     assert handler.parent == server.id
     assert {found[name].parent for name in ("decode", "queue", "predict", "batch", "encode")} == {handler.id}
     check_nested(spans)
-    # nginx knows milliseconds
-    assert began - 2e6 <= server.start and server.end <= ended
+    assert began - NGINX_NS <= server.start and server.end <= ended
     assert found["decode"].end == found["queue"].start
     assert abs(found["queue"].end - found["predict"].start) <= ROUNDED_NS
     assert found["predict"].end <= found["encode"].start
@@ -358,17 +359,18 @@ def test_a_deadline_ends_the_wait(traced, collector, new):
 def test_what_nginx_refuses_is_in_the_trace_of_its_client(traced, collector, new):
     def ask(_):
         headers, trace = new()
-        return traced.predict({"s": 0.3}, **headers), trace
+        began = time.time_ns()
+        return traced.predict({"s": 0.3}, **headers), trace, began, time.time_ns()
 
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(ask, range(12)))
-    answer, trace = next((answer, trace) for answer, trace in answers if answer.status == 503)
+    answer, trace, began, ended = next(one for one in answers if one[0].status == 503)
     (span,) = collector.wait(trace, "POST /predict")
     assert (span.parent, span.kind, span.failed) == (PARENT, SERVER, True)
     assert span.about["muleteer.code"] == span.about["error.type"] == answer.json["code"] == "queue_full"
     assert span.about["muleteer.request_id"] == answer.headers["x-request-id"]
-    assert span.process == "worker 2" and span.end - span.start < 1e9
-    assert abs(span.end - time.time_ns()) < 60e9
+    assert span.process == "worker 2"
+    assert began - NGINX_NS <= span.start <= span.end <= ended + NGINX_NS
 
 
 def test_a_broken_traceparent_does_not_hide_what_nginx_refuses(traced):
@@ -429,15 +431,15 @@ def test_a_replica_that_is_killed_leaves_the_trace_to_the_one_that_takes_over(tr
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(traced.predict, {"s": 1}, **headers)
         (pid,) = wait_until(lambda: busy(traced), "it is predicted")
-        time.sleep(0.1)
+        killed = time.time_ns()
         os.kill(pid, signal.SIGKILL)
         survivor = answer.result().json["pid"]
     assert survivor != pid
     spans = collector.wait(trace, *WHOLE)
     found = named(spans)
     assert found["predict"].resource["process.pid"] == survivor
-    # it had been predicted for a while when it was offered again
-    assert found["queue"].end - found["queue"].start > 0.1e9
+    # it waits until it is predicted by the other
+    assert found["queue"].start < killed <= found["queue"].end + ROUNDED_NS
     check_nested(spans)
     wait_until(lambda: sum(one["ready"] for one in traced.ready()["replicas"]) == 2, "two are ready again")
 
@@ -450,7 +452,7 @@ def test_a_worker_that_is_killed_leaves_the_trace_to_the_one_that_is_asked_again
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(server.predict, {"s": 1}, **headers)
         wait_until(lambda: busy(server), "it is predicted")
-        time.sleep(0.1)
+        killed = time.time_ns()
         for pid in server.prediction_workers():
             os.kill(pid, signal.SIGKILL)
         assert answer.result().status == 200
@@ -458,7 +460,7 @@ def test_a_worker_that_is_killed_leaves_the_trace_to_the_one_that_is_asked_again
     (server_span,) = [span for span in spans if span.name == "POST /predict"]
     (handler,) = [span for span in spans if span.name == "handler"]
     # since nginx passed it on for the first time
-    assert handler.start - server_span.start > 0.1e9 and handler.parent == server_span.id
+    assert server_span.start < killed <= handler.start and handler.parent == server_span.id
 
 
 def test_the_standard_variables_say_whose_spans_they_are_and_who_is_sampled(start, collector):
