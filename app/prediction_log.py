@@ -253,9 +253,11 @@ class Folder:
         self._added = 0
         for file, size in sizes.items():
             if over > 0 and file.suffix == _WHOLE:
-                # another worker may have been faster
-                file.unlink(missing_ok=True)
-                over -= size
+                # what is no file of ours stays
+                with suppress(OSError):
+                    # another worker may have been faster
+                    file.unlink(missing_ok=True)
+                    over -= size
 
     def _complain(self, error: Exception) -> None:
         """Once, until something can be written again."""

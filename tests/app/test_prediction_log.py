@@ -128,6 +128,18 @@ def test_the_folder_is_looked_at_when_much_was_added_and_not_for_each_row(settin
     folder.finish(30, everything=True)
 
 
+def test_what_cannot_be_removed_stays_and_the_next_one_goes(settings):
+    path = Path(settings.prediction_log_dir)
+    (path / "20200101.parquet").mkdir(parents=True)
+    (path / "20200102.parquet").write_bytes(b"old")
+    folder = Folder(replace(settings, prediction_log_max_mb=1))
+    folder.write([entry({"x": np.random.default_rng(0).random((10, 20_000))}, {"y": np.zeros(10)})], 0)
+    folder.finish(0, everything=True)
+    folder.write([numbers()], 1)
+    folder.finish(1, everything=True)
+    assert (path / "20200101.parquet").is_dir() and not (path / "20200102.parquet").exists()
+
+
 def test_half_files_of_the_dead_are_removed_and_those_of_the_living_are_not(settings):
     folder = Folder(settings)
     folder.write([numbers()], 0)
