@@ -29,8 +29,9 @@ DIGITS = {
 def draw(page, digit, size=1.0):
     """Draw a digit on an empty pad, larger or smaller."""
     pad = page.locator(".pad")
-    pad.scroll_into_view_if_needed()
     page.get_by_role("button", name="Clear").click()
+    # not under what stays at the top of the page
+    pad.evaluate("pad => pad.scrollIntoView({block: 'center'})")
     box = pad.bounding_box()
     for stroke in DIGITS[digit]:
         spots = [
