@@ -69,7 +69,8 @@ def answers():
 
 
 def test_every_client_has_its_command():
-    assert {path.name for path in CLIENTS.iterdir() if path.is_file()} == {*COMMANDS}
+    # replay.py is no example of a client: test_33 runs it
+    assert {path.name for path in CLIENTS.iterdir() if path.is_file()} - {"replay.py"} == {*COMMANDS}
     assert {"predict.sh", "predict_requests.py", "predict_httpx.py"} <= {*HERE}
 
 

@@ -181,7 +181,9 @@ def story(tmp_path_factory):
             assert story.ask({"t": 0}, 3) == {400}
             assert story.ask({"s": 1}, X_Request_Timeout_Ms="200") == {504}
             wait_until(lambda: 503 in story.ask({"s": 0.3}, 8, at_once=8), "there are more requests than threads")
-            # what follows is a change of what has been seen
+            # what follows is a change of what has been seen; what nginx refuses by itself is counted a little later
+            for prometheus in (openmetrics, text):
+                wait_until(lambda: prometheus.query('muleteer_requests_total{status="503"}'), "it is counted")  # noqa: B023
             story.wait()
             killed = server.ready()["replicas"][0]["pid"]
             os.kill(killed, signal.SIGKILL)
