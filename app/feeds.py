@@ -17,7 +17,6 @@ import re
 import socket
 import threading
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +26,7 @@ from prometheus_client.bridge.graphite import GraphiteBridge
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from serving.counts import quantile
 from serving.memory import Memory
 
 PERIOD_S = 10.0
@@ -206,24 +206,14 @@ class StatsD:
             yield f"{name}:{grown}|c"
 
     def _quantiles(self, name: str, buckets: list[tuple[float, float]]) -> Iterator[str]:
-        """Of what has come since the last time, as Prometheus finds them: evenly spread in each bucket."""
+        """Of what has come since the last time."""
         bounds, totals = [bound for bound, _ in buckets], [total for _, total in buckets]
         before = self._buckets.get(name, [0.0] * len(totals))
         self._buckets[name] = totals
         grown = [now - then for now, then in zip(totals, before, strict=True)]
-        if not grown[-1]:
-            return
-        for quantile in _QUANTILES:
-            rank = quantile * grown[-1]
-            place = bisect_left(grown, rank)
-            low, below = (bounds[place - 1], grown[place - 1]) if place else (0.0, 0.0)
-            # what is longer than the last bound is said to be that long
-            found = (
-                low
-                if place == len(bounds) - 1
-                else low + (bounds[place] - low) * (rank - below) / (grown[place] - below)
-            )
-            yield f"{name}.p{quantile * 100:.0f}:{found * 1000:.6g}|g"
+        for share in _QUANTILES:
+            if (found := quantile(share, bounds, grown)) is not None:
+                yield f"{name}.p{share * 100:.0f}:{found * 1000:.6g}|g"
 
 
 def _value(sample: Sample) -> float:

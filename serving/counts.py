@@ -14,7 +14,7 @@ import math
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +50,22 @@ _EXEMPLAR_S = 1.0
 ROWS, LAST, WHOLE = range(3)
 EXEMPLARS = WHOLE + HISTOGRAM * (1 + len(STAGES))
 _REQUEST_NUMBERS = EXEMPLARS + BUCKETS * EXEMPLAR
+
+
+def quantile(share: float, bounds: Sequence[float], totals: Sequence[float]) -> float | None:
+    """How long a share of requests took at the most, as if those of a bucket were spread evenly; None where none are.
+
+    totals: (buckets,), how many took no longer than each bound.  What took longer than the last but one, which is
+    followed by infinity, is told as that.  Source: Prometheus, histogram_quantile.
+    """
+    if not totals[-1]:
+        return None
+    rank = share * totals[-1]
+    place = bisect_left(totals, rank)
+    low, below = (bounds[place - 1], totals[place - 1]) if place else (0.0, 0.0)
+    if place == len(bounds) - 1:
+        return low
+    return low + (bounds[place] - low) * (rank - below) / (totals[place] - below)
 
 
 class Table:

@@ -140,13 +140,4 @@ def _ms(seconds: float | None) -> float | None:
 
 def percentile(buckets: npt.NDArray[np.int64], share: float) -> float | None:
     """How long a share of the requests took at the most; None where there were none."""
-    ends = buckets.cumsum()
-    if not ends[-1]:
-        return None
-    rank = share * ends[-1]
-    bucket = int(np.searchsorted(ends, rank))
-    low = counts.BOUNDS_S[bucket - 1] if bucket else 0.0
-    if bucket == counts.BUCKETS - 1:
-        return low
-    within = (rank - (ends[bucket] - buckets[bucket])) / buckets[bucket]
-    return float(low + (counts.BOUNDS_S[bucket] - low) * within)
+    return counts.quantile(share, counts.BOUNDS_S, buckets.cumsum().tolist())
