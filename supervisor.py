@@ -20,8 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-import orjson
-
 import children
 import nginx
 import reload
@@ -34,7 +32,7 @@ from refusals import Refusals
 from serving import logs
 from serving.errors import ModelError, SettingsError, SourceError
 from serving.logs import Form, Log, Pipe
-from serving.model import ModelCard
+from serving.model import ModelCard, request_body
 from serving.plan import Plan, Release
 from serving.settings import Settings
 
@@ -327,10 +325,7 @@ class Supervisor:
             }
         else:
             value = json.loads(file.read_bytes())
-        if {"instances", "inputs"} & set(value):
-            # a model whose inputs are called like the forms of a body takes rows alone
-            value = {"instances": [value]}
-        body = orjson.dumps(value, default=_json, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+        body = request_body(value).decode()
         if len(body) > MAX_CURL_BODY:
             path = self.run_dir / "sample.json"
             path.write_text(body)
@@ -674,11 +669,6 @@ def _as_planned(replica: dict[str, Any], plan: Plan) -> bool:
     """Whether a replica, as /readyz shows it, answers to what its release is to answer to."""
     release = plan.release(replica["release"])
     return release is None or (replica["default"], tuple(replica["labels"])) == (release.default, release.labels)
-
-
-def _json(value: Any) -> Any:
-    # strings, as tensors hold them
-    return value.decode() if isinstance(value, bytes) else value.tolist()
 
 
 def _has_terminal() -> bool:

@@ -7,6 +7,7 @@ Runs in:  both, and in the supervisor.
 Raises:   ModelError, in one sentence.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -17,6 +18,8 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from serving.errors import ModelError, SignatureMismatch
 from serving.signature import SERVING_DEFAULT, Signature, TensorSpec
@@ -311,3 +314,20 @@ def _read_options(*folders: Path) -> dict[str, Any]:
     if options.get("max_batch_rows", 1) < 1:
         raise ModelError(f"{file}: max_batch_rows = {options['max_batch_rows']} must be 1 or more")
     return options
+
+
+def request_body(row: Mapping[str, Any]) -> bytes:
+    """One row, {name: value}, as POST /predict takes it: values as JSON or tensors have them."""
+    # a model whose inputs are called like the forms of a body takes rows alone
+    told = {"instances": [row]} if {"instances", "inputs"} & row.keys() else row
+    return orjson.dumps(told, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _plain(value: Any) -> Any:
+    """What orjson does not write: strings as tensors hold them, and tensors of these."""
+    if not isinstance(value, bytes):
+        return value.tolist()
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"b64": base64.b64encode(value).decode()}

@@ -5,17 +5,15 @@ Units:    seconds, MB of 2**20 bytes.
 Raises:   TrialFailed, in one sentence.
 """
 
-import base64
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import orjson
 
 import trial
-from serving.model import ModelFolder
+from serving.model import ModelFolder, request_body
 from serving.settings import Settings
 from serving.task import Tensors
 from tuning.pool import Line
@@ -144,7 +142,7 @@ def _measure(folder: ModelFolder, settings: Settings, threads: int) -> dict[str,
         "mb": trial.rss_mb(),
         "model_mb": trial.rss_mb() - before_mb,
         "engine": engines.find(folder),
-        "bodies": [body(_varied(sample, 1, random)) for _ in range(_BODIES)],
+        "bodies": [one_row(_varied(sample, 1, random)) for _ in range(_BODIES)],
     }
 
 
@@ -169,28 +167,6 @@ def _varied(sample: Tensors, rows: int, random: np.random.Generator) -> Tensors:
     return found
 
 
-def body(inputs: Tensors) -> bytes:
-    """One row as POST /predict takes it."""
-    value = {name: _plain(tensor[0]) for name, tensor in inputs.items()}
-    if {"instances", "inputs"} & set(value):
-        # a model whose inputs are called like the forms of a body takes rows alone
-        value = {"instances": [value]}
-    return orjson.dumps(value)
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it; bytes that are no text as {"b64": …}."""
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, bytes):
-        return _text(value)
-    return value
-
-
-def _text(value: bytes) -> Any:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return {"b64": base64.b64encode(value).decode()}
+def one_row(inputs: Tensors) -> bytes:
+    """The first of them, as POST /predict takes it."""
+    return request_body({name: tensor[0] for name, tensor in inputs.items()})

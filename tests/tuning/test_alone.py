@@ -90,7 +90,7 @@ def test_a_sample_is_varied_where_it_is_of_fractions():
     rows = alone._varied(sample, 4, random)
     assert rows["x"].shape == (4, 3) and rows["x"].dtype == np.float32 and len(np.unique(rows["x"])) == 12
     assert rows["n"].tolist() == [[7]] * 4 and rows["s"].tolist() == [b"a"] * 4
-    assert json.loads(alone.body({"s": np.array([b"\xff"], dtype=object)})) == {"s": {"b64": "/w=="}}
+    assert json.loads(alone.one_row({"s": np.array([b"\xff"], dtype=object)})) == {"s": {"b64": "/w=="}}
 
 
 def test_a_model_that_cannot_be_loaded_is_told(tmp_path):
