@@ -98,6 +98,14 @@ def pin(number: int) -> None:
         logging.getLogger("muleteer").warning("worker %d is not kept on one processor, and slower: %s", number, error)
 
 
+def tell_last() -> None:
+    """What any of them tells when it ends."""
+    if spans is not None:
+        spans.stop()
+    for tell in last_words:
+        tell()
+
+
 def start_process() -> None:
     """What a new worker or mule does first; for a mule, all it ever does."""
     id = uwsgi_transport.mule_id()
@@ -153,10 +161,7 @@ def start_process() -> None:
     except Exception:
         logging.getLogger("muleteer").exception("mule %d failed", id)
     finally:
-        if spans is not None:
-            spans.stop()
-        for tell in last_words:
-            tell()
+        tell_last()
         # uWSGI respawns it; Python's own exit could hang in a framework's threads
         os._exit(status)
 
@@ -165,10 +170,7 @@ def end_worker() -> None:
     """What a worker does last."""
     transport.end_worker()
     feeds.stop()
-    if spans is not None:
-        spans.stop()
-    for tell in last_words:
-        tell()
+    tell_last()
 
 
 uwsgi_transport.after_fork(start_process)
