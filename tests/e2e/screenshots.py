@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..browser import browser
 from .conftest import DIGITS, ROOT, Server, wait_until
 from .pen import draw
-from .test_22_docs import browser
 from .test_28_metrics import Load
 
 FOLDER = ROOT / "docs"

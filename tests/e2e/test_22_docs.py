@@ -1,16 +1,13 @@
 """What the server tells of itself, as its readers take it: Schemathesis, and a browser."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
 
+from ..browser import browser
 from .conftest import DIGITS, reload, write_model
 
 CHECKS = (
@@ -39,21 +36,6 @@ def shown(digits):
         yield server.wait_ready()
     finally:
         server.close()
-
-
-@contextmanager
-def browser():
-    """Chromium, and what its consoles have said."""
-    program = shutil.which("chromium")
-    assert program, "chromium is missing: apt-get install chromium"
-    # its sandbox is not for root
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=arguments)
-        try:
-            yield chromium
-        finally:
-            chromium.close()
 
 
 def opened(chromium, server, size):

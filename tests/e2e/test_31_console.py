@@ -9,30 +9,16 @@ import signal
 import pytest
 from PIL import Image
 
+from ..browser import browser
 from .conftest import FANCY, reload, wait_until
 from .pen import DIGITS as PENNED
 from .pen import draw
-from .test_22_docs import browser
 from .test_28_metrics import Load, requests, scrape, total
+from .test_29_monitoring import SLOW
 
 SIZES = [(1440, 900), (768, 1024), (360, 800)]
 THEMES = ("light", "dark")
 LONG_MS = 60_000
-SLOW = """
-import time
-
-
-class Model:
-    inputs = {"s": "float32"}
-    outputs = {"done": "bool"}
-    batched = False
-
-    def __init__(self, path): ...
-
-    def predict(self, inputs):
-        time.sleep(float(inputs["s"]))
-        return {"done": True}
-"""
 RAISES = """
 class Model:
     inputs = {"instances": "int64", "flag": "bool", "word": "string"}

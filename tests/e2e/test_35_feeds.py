@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -114,20 +114,23 @@ def accepts(port):
     return False
 
 
+@contextmanager
+def ended(receiver):
+    yield receiver
+    receiver.process.terminate()
+    receiver.process.wait(30)
+
+
 @pytest.fixture(scope="module")
 def carbon(tmp_path_factory):
-    carbon = Carbon(tmp_path_factory.mktemp("graphite") / "carbon")
-    yield carbon
-    carbon.process.terminate()
-    carbon.process.wait(30)
+    with ended(Carbon(tmp_path_factory.mktemp("graphite") / "carbon")) as carbon:
+        yield carbon
 
 
 @pytest.fixture(scope="module")
 def statsd(tmp_path_factory):
-    statsd = Collectd(tmp_path_factory.mktemp("statsd") / "collectd")
-    yield statsd
-    statsd.process.terminate()
-    statsd.process.wait(30)
+    with ended(Collectd(tmp_path_factory.mktemp("statsd") / "collectd")) as statsd:
+        yield statsd
 
 
 @pytest.fixture

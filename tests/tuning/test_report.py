@@ -1,7 +1,6 @@
 """The report is read by people, on whatever they have: Chromium at three widths, light and dark."""
 
 import json
-import os
 import re
 import shutil
 from dataclasses import replace
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import sync_playwright
 
 from serving.model import ModelFolder
 from serving.settings import Settings
@@ -20,6 +18,7 @@ from tuning.chart import Chart, Series
 from tuning.promise import Promise, PromiseError
 from tuning.rationale import agreement, choice, rationale, unknown
 
+from ..browser import browser
 from .conftest import LINE, SHIPPED, measurement
 
 FANCY = ModelFolder.find(Path(__file__).parents[2] / "examples" / "fancy")
@@ -37,16 +36,8 @@ def page(found, tmp_path):
 
 @pytest.fixture(scope="module")
 def chromium():
-    program = shutil.which("chromium")
-    assert program, "chromium is missing: apt-get install chromium"
-    # its sandbox is not for root
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=arguments)
-        try:
-            yield browser
-        finally:
-            browser.close()
+    with browser() as found:
+        yield found
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
