@@ -4,8 +4,8 @@ import urllib.request
 
 import pytest
 
-from bench import observe
-from bench.observe import SHIPPED, UNCOUNTED, interval
+from bench import counting, observe
+from bench.observe import AGAIN, SHIPPED, UNCOUNTED, interval
 from bench.server import Server
 from bench.workload import WORKLOADS
 
@@ -15,7 +15,7 @@ def test_the_interval_of_a_median_is_that_of_the_tables(count, places):
     assert interval([float(place) for place in range(count, 0, -1)]) == places
 
 
-@pytest.mark.parametrize(("way", "counted"), [(UNCOUNTED, False), (SHIPPED, True)])
+@pytest.mark.parametrize(("way", "counted"), [(UNCOUNTED, False), (AGAIN, False), (SHIPPED, True)])
 def test_only_the_server_as_shipped_counts(tmp_path, way, counted):
     server = Server({"MODEL": WORKLOADS["noop"].model, **observe.ways(tmp_path)[way]})
     try:
@@ -33,7 +33,12 @@ def test_only_the_server_as_shipped_counts(tmp_path, way, counted):
 
 def test_all_servers_are_measured_in_turns(tmp_path):
     found = observe.measure(observe.ways(tmp_path), seconds=0.2, repeats=2)
-    assert {name: len(taken) for name, taken in found.items()} == {UNCOUNTED: 2, SHIPPED: 2}
+    assert {name: len(taken) for name, taken in found.items()} == {UNCOUNTED: 2, AGAIN: 2, SHIPPED: 2}
     assert all(one.rate > 0 and one.cpu_us > 0 for taken in found.values() for one in taken)
-    head, _, first, second = observe.table(found).splitlines()
-    assert "of the first's rate" in head and UNCOUNTED in first and SHIPPED in second
+    head, _, *rows = observe.table(found).splitlines()
+    assert "of the first's rate" in head
+    assert all(name in row for name, row in zip((UNCOUNTED, AGAIN, SHIPPED), rows, strict=True))
+
+
+def test_what_is_timed_alone_takes_some_time():
+    assert counting.took_us(calls=1000) > 0
