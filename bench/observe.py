@@ -1,16 +1,16 @@
-"""What it costs to see what the server does: its rate with and without, in turns.
+"""What it costs to see what the server does: its rate while it counts, and while it does not.
 
-usage: python -m bench.observe [--seconds S] [--repeats N] [--out DIR]
+usage: python -m bench.observe [--seconds S] [--out DIR]
 
-The model does nothing (W2), so nothing hides the cost.  All servers run side by side, and one of them is asked at a
-time; each repeat asks them all, in an order that turns.  One of them runs twice: so far two servers are apart that do
-the same.  Ratios are taken within each repeat, so that the machine's
-moods cancel, and are told as their median with the interval in which it lies with 95 % (by rank: Conover, Practical
-Nonparametric Statistics, 3.2).
+The model does nothing (W2), so nothing hides the cost.  One server counts in some tenths of a second and not in others,
+off, on, on, off, by the clock (bench/switched.py), under one load without a pause: two servers, or two runs of one, are
+further apart by themselves than what is looked for.  The ratio is taken within each four tenths, so that the machine's
+moods cancel, and is told as the median with the interval in which it lies with 95 % (by rank: Conover, Practical
+Nonparametric Statistics, 3.2).  Beside it stands that of the last two tenths to the first two, which do the same.
 
 Writes a section of compare.md.
 
-Units: seconds; µs of CPU of the server for an answer.
+Units: seconds; answers a second.
 """
 
 import argparse
@@ -18,72 +18,67 @@ import math
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from bench import arena, counting, report
 from bench.compare import RESULTS
-from bench.ranking import Spread
 from bench.server import Server
 from bench.work import ROOT
 from bench.workload import WORKLOADS
-from load import cost, loadgen
+from load import loadgen
 
-SECONDS = 0.5
-WARM_UP = 0.3
-REPEATS = 150
+SECONDS = 240.0
+WARM_UP = 2.0
 CLIENTS = 16
-SHIPPED = "as shipped"
-UNCOUNTED = "without metrics"
-AGAIN = "without, once more"
+# as bench/switched.py has them
+SLICE_S = 0.1
+SLICES = 9_000
+# off, on, on, off
+TURN = 4
 
 
-@dataclass(frozen=True)
-class Taken:
-    """What one load came to."""
-
-    rate: float
-    cpu_us: float
-
-
-def ways(folder: Path) -> dict[str, dict[str, str]]:
-    """By name, the environment of each server; the others are compared with the first."""
-    uncounted = folder / "uwsgi.ini"
+def environ(folder: Path) -> dict[str, str]:
+    """Of the server that is switched; the folder gets its settings and its numbers."""
+    settings = folder / "uwsgi.ini"
     shipped = (ROOT / "uwsgi.ini").read_text()
-    uncounted.write_text(shipped.replace("module = wsgi:application", "module = bench.uncounted:application"))
-    return {UNCOUNTED: {"INI": str(uncounted)}, AGAIN: {"INI": str(uncounted)}, SHIPPED: {}}
+    settings.write_text(shipped.replace("module = wsgi:application", "module = bench.switched:application"))
+    return {"INI": str(settings), "SWITCHED": str(folder / "ended")}
 
 
-def take(server: Server, work: Path, seconds: float) -> Taken:
-    """One load."""
-    run = loadgen.run(server.port, CLIENTS, seconds, WARM_UP, work, cost.read)
+def measure(seconds: float) -> npt.NDArray[np.int64]:
+    """How many were answered in each slice of each turn: (turns, TURN)."""
+    workload = WORKLOADS["noop"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        work = folder / "work"
+        loadgen.write_work(work, list(workload.items()))
+        server = Server({"MODEL": workload.model, **environ(folder)})
+        try:
+            server.wait_ready()
+            report.say(f"{seconds:g} s of load")
+            run = loadgen.run(server.port, CLIENTS, seconds, WARM_UP, work, lambda: read(folder / "ended"))
+        finally:
+            server.close()
     counts = run.counts
     if counts.errors or run.before is None or run.after is None:
         raise ValueError(f"{counts.errors} requests failed: {counts.first_wrong}")
-    used = sum(cost.spent(run.before, run.after, server.processes()).values())
-    return Taken(counts.rate, used / counts.right * 1e6)
+    return turns(run.before, run.after)
 
 
-def measure(environs: Mapping[str, Mapping[str, str]], seconds: float, repeats: int) -> dict[str, list[Taken]]:
-    """All of them, in turns."""
-    workload = WORKLOADS["noop"]
-    found: dict[str, list[Taken]] = {name: [] for name in environs}
-    with ExitStack() as ends, tempfile.TemporaryDirectory() as folder:
-        work = Path(folder) / "work"
-        loadgen.write_work(work, list(workload.items()))
-        servers = {}
-        for name, environ in environs.items():
-            server = Server({"MODEL": workload.model, **environ})
-            ends.callback(server.close)
-            servers[name] = server.wait_ready()
-        names = list(servers)
-        for repeat in range(repeats):
-            for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
-                found[name].append(take(servers[name], work, seconds))
-                report.say(f"repeat {repeat + 1} of {repeats}, {name}: {found[name][-1]}")
+def read(ended: Path) -> npt.NDArray[np.int64]:
+    """How many ended in each slice so far, in all workers."""
+    found: npt.NDArray[np.int64] = np.fromfile(ended, np.int64).reshape(-1, SLICES).sum(0)
     return found
+
+
+def turns(before: npt.NDArray[np.int64], after: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Those that began and ended between two looks: (turns, TURN)."""
+    first, last = np.flatnonzero(before)[-1] // TURN + 1, np.flatnonzero(after)[-1] // TURN
+    return after[first * TURN : last * TURN].reshape(-1, TURN)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -96,40 +91,34 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return ordered[place], ordered[-1 - place]
 
 
-def table(found: Mapping[str, Sequence[Taken]]) -> str:
-    """Medians, and ratios to the first of them."""
+def table(found: npt.NDArray[np.int64]) -> str:
+    """Rates, and the ratios within turns."""
+    off, on = found[:, [0, 3]].sum(1), found[:, [1, 2]].sum(1)
     rows = []
-    base = next(iter(found.values()))
-    for name, taken in found.items():
-        row = [
-            name,
-            Spread.of([one.rate for one in taken]).text("%.0f"),
-            Spread.of([one.cpu_us for one in taken]).text("%.0f"),
-        ]
-        for pairs in (
-            [one.rate / other.rate for one, other in zip(taken, base, strict=True)],
-            [one.cpu_us / other.cpu_us for one, other in zip(taken, base, strict=True)],
-        ):
-            low, high = interval(pairs)
-            row.append(f"{statistics.median(pairs):.3f} ({low:.3f} to {high:.3f})")
-        rows.append(row)
-    return report.table(["", "answers/s", "server's CPU, µs", "of the first's rate", "of its CPU"], rows)
+    for name, some, others in (
+        ("counted, to not counted", on, off),
+        ("last two tenths, to the first two", found[:, 2:].sum(1), found[:, :2].sum(1)),
+    ):
+        ratios = (some / others).tolist()
+        low, high = interval(ratios)
+        rates = [f"{statistics.median(ends) / (2 * SLICE_S):.0f}" for ends in (some.tolist(), others.tolist())]
+        rows.append([name, *rates, f"{statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})"])
+    return report.table(["", "answers/s", "to", "ratio"], rows)
 
 
 def main() -> int:
     """Run, write, and print the table."""
     parser = argparse.ArgumentParser(prog="bench.observe", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help=f"a measurement ({SECONDS:g})")
-    parser.add_argument("--repeats", type=int, default=REPEATS, metavar="N", help=f"of all of it ({REPEATS})")
+    parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help=f"of load ({SECONDS:g})")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the results go (bench/results)")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, arena.entered():
-        found = measure(ways(Path(folder)), arguments.seconds, arguments.repeats)
+    with arena.entered():
+        found = measure(arguments.seconds)
     text = "\n\n".join(
         [
             report.machine(),
-            f"{report.repeats(arguments.repeats, arguments.seconds)}, {CLIENTS} clients, a model that does nothing:"
-            " medians [lowest–highest], and medians of the ratios (with their 95 % intervals).",
+            f"{len(found)} turns of {TURN * SLICE_S:g} s, {CLIENTS} clients, a model that does nothing: medians, and"
+            " those of the ratios (with their 95 % intervals).",
             table(found),
             f"Counting by itself takes {counting.took_us():.1f} µs for an answer.",
         ]
