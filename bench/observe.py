@@ -32,6 +32,8 @@ from bench.workload import WORKLOADS
 from load import loadgen
 
 SECONDS = 240.0
+# the server has slices for no more
+MOST_S = 800.0
 WARM_UP = 2.0
 CLIENTS = 16
 # as bench/switched.py has them
@@ -84,9 +86,9 @@ def turns(before: npt.NDArray[np.int64], after: npt.NDArray[np.int64]) -> npt.ND
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """In which the median lies with 95 %; of fewer than six, the lowest and the highest."""
     ordered, count = sorted(values), len(values)
-    # how many of them lie below the median is binomial
-    place, below = 0, 0.5**count
-    while (below := below + math.comb(count, place + 1) * 0.5**count) <= 0.025:
+    # how many of them lie below the median is binomial; each end is to be missed by one in 40 at the most
+    place, ways = 0, 1
+    while (ways := ways + math.comb(count, place + 1)) * 40 <= 2**count:
         place += 1
     return ordered[place], ordered[-1 - place]
 
@@ -112,6 +114,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help=f"of load ({SECONDS:g})")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the results go (bench/results)")
     arguments = parser.parse_args()
+    if not 1 <= arguments.seconds <= MOST_S:
+        parser.error(f"--seconds {arguments.seconds:g}: expected 1 to {MOST_S:g}")
     with arena.entered():
         found = measure(arguments.seconds)
     text = "\n\n".join(

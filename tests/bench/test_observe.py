@@ -15,7 +15,9 @@ from bench.workload import WORKLOADS
 SWITCHED = Path(observe.__file__).with_name("switched.py")
 
 
-@pytest.mark.parametrize(("count", "places"), [(3, (1, 3)), (6, (1, 6)), (24, (7, 18)), (100, (40, 61))])
+@pytest.mark.parametrize(
+    ("count", "places"), [(3, (1, 3)), (6, (1, 6)), (24, (7, 18)), (100, (40, 61)), (3000, (1446, 1555))]
+)
 def test_the_interval_of_a_median_is_that_of_the_tables(count, places):
     assert interval([float(place) for place in range(count, 0, -1)]) == places
 
