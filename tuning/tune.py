@@ -29,9 +29,10 @@ from tuning.stack import Stack, others, sweep
 
 # beside a server's own files in its run folder
 REPORT = "tune.html"
-# what a request costs around the model where nobody has measured it: the digits with the shipped uwsgi.ini, under its
-# fill, on a core of a virtual machine of 2026 (AMD EPYC)
-_COSTS = Costs(45e-6, 110e-6, 0.0, 30e-6, 15e-6, (150e-6, 250e-6, 400e-6))
+# what a request costs around the model where nobody has measured it: as tune found it for the digits and for
+# examples/fancy with the shipped uwsgi.ini, on a core of a virtual machine of 2026 (AMD EPYC) in a slow hour; in a good
+# one it is half of that, but whoever is promised too little is not let down
+_COSTS = Costs(90e-6, 240e-6, 0.0, 240e-6, 35e-6, (150e-6, 350e-6, 900e-6))
 _OTHER_MULES = (1, 2, 3, 4, 6, 8, 12, 16)
 
 
