@@ -99,6 +99,8 @@ def configuration(settings: Settings, listen: str, run_dir: Path, log_dir: Path 
         # which trace a request belongs to, and how long nginx was reading it
         "traces": _TRACES if settings.otlp_endpoint else "",
         "traced": "$method $msec $traceparent " if settings.otlp_endpoint else "",
+        # as a pattern, and as nginx has the name that was asked for
+        "hostname": re.escape(socket.gethostname().lower()),
         "monitors": "".join(f"allow {address}; " for address in settings.monitors),
         "max_body_bytes": settings.max_body_bytes,
         "max_header_bytes": settings.max_header_bytes,

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 
 import pytest
 from PIL import Image
@@ -357,6 +358,18 @@ def test_who_may_see_it_is_a_setting(start):
         assert "monitor_from in uwsgi.ini" in answer.json["detail"]
         # who tries it all the same is in the log
         assert server.access(answer.headers["x-request-id"])["path"] == path
+
+
+@pytest.mark.parametrize("path", ["/console", "/console/state.json", "/metrics"])
+def test_another_name_that_leads_to_this_machine_may_not_see_it(digits, path):
+    own = ("localhost", "127.0.0.1:8080", "[::1]:8080", "digits.localhost", "muleteer", socket.gethostname())
+    for name in own:
+        assert digits.request("GET", path, headers={"Host": name}).status == 200, name
+    for name in ("page.example", "page.example:8080", "127.0.0.1.page.example", "localhost.page.example"):
+        answer = digits.request("GET", path, headers={"Host": name})
+        assert (answer.status, answer.json["code"]) == (403, "forbidden") and "localhost" in answer.json["detail"], name
+    # what anybody may ask for has any name
+    assert digits.request("GET", "/readyz", headers={"Host": "page.example"}).status == 200
 
 
 def test_the_page_alone_may_run_scripts_and_only_its_own(digits):
