@@ -10,7 +10,8 @@ Runs in:  worker.
 from pathlib import Path
 
 import orjson
-from flask import Blueprint, Response, abort
+from flask import Blueprint, Response, abort, redirect
+from werkzeug.wrappers import Response as BaseResponse
 
 from app.console.history import EVERY_S
 from app.console.pool import Pool
@@ -28,6 +29,11 @@ def blueprint(pool: Pool) -> Blueprint:
     @console.get("/console")
     def page() -> Response:
         return tagged((_PAGE / "index.html").read_bytes(), _TYPES[".html"])
+
+    @console.get("/console/")
+    def page_of_a_folder() -> BaseResponse:
+        # relative: a proxy may have another path for it
+        return redirect("../console", 308)
 
     @console.get("/console/<name>")
     def part(name: str) -> Response:

@@ -120,6 +120,11 @@ def test_a_sample_is_shown_where_it_may_be_and_its_ink_in_any_case(make):
         assert model["inks"] == {"image": 16}
 
 
+def test_the_page_has_no_folder(chain):
+    answer = chain.get("/console/")
+    assert (answer.status_code, answer.headers["Location"]) == (308, "../console")
+
+
 def test_the_page_has_its_files_and_no_others(chain):
     page = chain.get("/console")
     assert page.status_code == 200 and page.mimetype == "text/html"
