@@ -132,7 +132,7 @@ logged '"message": "uwsgi ended by itself'
 ok "a model of one's own on another port, 8 mules; a killed uWSGI ends it"
 
 remove
-docker run --rm --name "$name" "${hardened[@]}" "$image" tune --slo p90=100ms --rate 20 --minutes 0.2 examples/fancy >/dev/null \
+docker run --rm --name "$name" "${hardened[@]}" "$image" tune --slo p90=100ms --rate 50 --minutes 0.5 examples/fancy >/dev/null \
     || die "tune should have found a setting that holds"
 ok "tune, without a compiler and read-only"
 
