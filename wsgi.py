@@ -6,6 +6,7 @@ Runs in:  master, and all that is forked from it.  Nothing here may import an ML
 import ctypes
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,10 @@ def tell_last() -> None:
 def start_process() -> None:
     """What a new worker or mule does first; for a mule, all it ever does."""
     id = uwsgi_transport.mule_id()
+    if id:
+        # until it takes them over (mules/mule.py): uWSGI would exit within its handler, where Python may hang
+        for asked in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(asked, lambda *_: os._exit(0))
     name = f"mule {id}" if id else f"worker {uwsgi_transport.worker_id()}"
     log.rename(name)
     if settings.sentry_dsn:
