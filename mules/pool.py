@@ -99,6 +99,7 @@ class Pool:
         self._quarantine = quarantine
         self._plan = plan
         self._pidfds: dict[int, int] = {}
+        self._deaths = select.poll()
         self._looked = 0.0
         self._killed: dict[int, str] = {}
         self._oom_kills = OomKills(board)
@@ -121,6 +122,13 @@ class Pool:
         if now - self._looked < LOOK_S:
             return False
         self._looked = now
+        if not self._follow() or self._deaths.poll(0):
+            self._bury_dead()
+        # after the burials: what it forgets, they may have told
+        self._oom_kills.look(now)
+        return True
+
+    def _bury_dead(self) -> None:
         for id, record in enumerate(self._board.records, start=1):
             pid = record.pid
             if id != self._id and pid and (process := look(pid)).dead:
@@ -128,9 +136,6 @@ class Pool:
                     # perhaps another was faster, or its successor is there
                     if record.pid == pid:
                         self._bury(id, process)
-        # after the burials: what it forgets, they may have told
-        self._oom_kills.look(now)
-        return True
 
     def _guard(self) -> None:
         """All of a thread's life: look at the others, and kill those that are not well on two looks."""
@@ -321,18 +326,22 @@ class Pool:
 
     def _sleep(self) -> None:
         """Until somebody dies, at most LOOK_S."""
+        self._follow()
+        if self._deaths.poll(LOOK_S * 1000):
+            self._looked = 0.0
+
+    def _follow(self) -> bool:
+        """Let the kernel tell of the deaths of the others; whether it can of all: not of the dead, nor an older one."""
         pids = {record.pid for record in self._board.records} - {0, self.record.pid}
         for pid in self._pidfds.keys() - pids:
-            os.close(self._pidfds.pop(pid))
+            pidfd = self._pidfds.pop(pid)
+            self._deaths.unregister(pidfd)
+            os.close(pidfd)
         for pid in pids - self._pidfds.keys():
-            # it may be gone already; a kernel without pidfds leaves it to the look
             with suppress(OSError):
-                self._pidfds[pid] = os.pidfd_open(pid)
-        poll = select.poll()
-        for pidfd in self._pidfds.values():
-            poll.register(pidfd, select.POLLIN)
-        if poll.poll(LOOK_S * 1000):
-            self._looked = 0.0
+                self._pidfds[pid] = pidfd = os.pidfd_open(pid)
+                self._deaths.register(pidfd, select.POLLIN)
+        return len(self._pidfds) == len(pids)
 
     def _claim(self) -> "Post | None":
         # only where there is one: whoever holds the lock may be stopped, and this one must go on looking

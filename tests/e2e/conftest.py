@@ -196,12 +196,12 @@ def ask(
 
 
 def cpu_s(pids: list[int]) -> float:
-    """CPU seconds that the processes have used."""
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    """CPU seconds that the threads of the processes have used.
+
+    Of the scheduler's nanoseconds: the ticks of /proc/PID/stat are 10 ms each, which is too coarse for the idle.
+    """
+    threads = [thread for pid in pids for thread in Path(f"/proc/{pid}/task").iterdir()]
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
 def semaphores() -> set[int]:
