@@ -9,6 +9,7 @@ Shapes:   a row of a file is a row of a request; the further axes of a tensor ar
 Units:    seconds; in files and their names, UTC.
 """
 
+import atexit
 import ctypes
 import fcntl
 import logging
@@ -324,11 +325,15 @@ def _warm_up() -> None:
 def _at_exit(end: Callable[[], None]) -> None:
     """Call end when this process exits, before the libraries that are loaded by now clear up what end needs.
 
-    uWSGI's own hook comes after that.
+    uWSGI's own hook comes after that.  Where Python ends before the process, as everywhere but in uWSGI, it is called
+    then: nothing of Python can be called later.
     """
-    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: end())
-    _KEPT.append(call)
-    getattr(ctypes.CDLL(None), "__cxa_atexit")(call, None, None)
+    call, handle = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: end()), ctypes.c_char()
+    _KEPT.extend((call, handle))
+    libc = ctypes.CDLL(None)
+    getattr(libc, "__cxa_atexit")(call, None, ctypes.byref(handle))
+    # calls what is registered with the handle, unless it has been called, and forgets it
+    atexit.register(getattr(libc, "__cxa_finalize"), ctypes.byref(handle))
 
 
 def _table(entries: list[Entry]) -> Any:

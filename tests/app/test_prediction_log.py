@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 import tracemalloc
 from dataclasses import replace
@@ -256,6 +258,24 @@ def test_workers_that_hurry_leave_each_other_alone(settings):
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert [counts.total(what) for what in range(3)] == [15, 15, 0]
+
+
+def test_a_process_that_ends_by_itself_writes_what_is_left(settings):
+    # Python ends before the process, unlike in uWSGI
+    program = f"""
+import time
+from tests.app.test_prediction_log import Kept, PredictionLog, numbers, replace, SETTINGS
+kept = PredictionLog(
+    replace(SETTINGS, prediction_log_sample=1.0, prediction_log_dir={settings.prediction_log_dir!r}), Kept(1)
+)
+kept.start_worker(1)
+kept.offer(numbers())
+while kept._folder.written == 0 and kept._bytes:
+    time.sleep(0.01)
+kept.offer(numbers())
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
+    assert len(rows_of(settings)) == 4
 
 
 def test_a_worker_that_was_killed_has_lost_what_it_had_not_written():
